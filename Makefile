@@ -1,0 +1,44 @@
+# make demo: set up, train the default experiment, predict photos it has not seen
+# make test: set up, run the tests            make lint: format, lint, types
+PYTHON ?= python3
+BIN := .venv/bin
+# In this mode installed Hydra plugins and the configs are found from the checkout.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.demo
+	$(BIN)/python train.py
+	$(BIN)/binventory prepare data.reader.seed=1 data.reader.num_bins=200 layout=imagefolder output=.cache/unseen
+	$(BIN)/python predict.py run=$$(ls -d outputs/train/*/ | tail -n 1) input=.cache/unseen/test
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/.python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "binventory needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv || { echo "no venv module: apt install python3-venv"; exit 1; }
+	touch $@
+
+.venv/.demo: .venv/.python pyproject.toml constraints.txt
+	@echo "installing into .venv (a few GB with torch, some minutes)"
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/.dev: .venv/.python pyproject.toml constraints.txt
+	@echo "installing into .venv (a few GB with torch, some minutes)"
+	$(INSTALL) --editable '.[dev]'
+	touch .venv/.demo $@
+
+clean:
+	rm -rf .venv outputs .cache

@@ -1,0 +1,61 @@
+"""metrics.csv: one row per epoch, rewritten atomically, so that a reader never sees half a row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from binventory.files import write_text
+
+
+class MetricsCsv(pl.Callback):
+    """Writes every logged metric of each epoch to `metrics.csv`.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._epoch_started = 0.0
+        self._lr = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate of this step: after the last one the schedule has moved on."""
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch's row. Validation has run by then."""
+        metrics = {name: float(value) for name, value in sorted(trainer.logged_metrics.items())}
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "lr": self._lr,
+                "seconds": round(time.perf_counter() - self._epoch_started, 3),
+                **metrics,
+            }
+        )
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())

@@ -1,0 +1,147 @@
+"""Check a composed config against its schema, and its values against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from binventory.config import schema
+from binventory.config.cross_checks import cross_check
+from binventory.config.suggest import did_you_mean
+from binventory.config.targets import target_schema
+from binventory.errors import ConfigError
+
+SCHEMAS: dict[str, type] = {
+    "train": schema.TrainConfig,
+    "predict": schema.PredictConfig,
+    "evaluate": schema.EvaluateConfig,
+    "prepare": schema.PrepareConfig,
+}
+
+# Nodes whose schema hangs on their `_target_`: (key, is it required).
+TARGET_NODES = ("data.reader", "objective", "optimizer", "scheduler")
+
+
+def check_config(config_name: str, composed: DictConfig) -> DictConfig:
+    """Validate a composed config and resolve its interpolations.
+
+    Args:
+        config_name: which schema it must fit; a primary config of another name is checked as `train`.
+        composed: what Hydra composed, with its `hydra` node.
+
+    Returns:
+        The same config as plain, resolved values typed by the schema; `hydra` is left as it was, unresolved.
+
+    Raises:
+        ConfigError: names the key, the value and the nearest right name or the allowed values.
+    """
+    plain = _resolve(composed)
+    checked = _fit(SCHEMAS.get(config_name, schema.TrainConfig), plain)
+    for dotted in TARGET_NODES:
+        node = OmegaConf.select(checked, dotted, default=None)
+        if node is not None:
+            _fit_target(dotted, node)
+    for name, node in (checked.get("logger") or {}).items():
+        _fit_target(f"logger.{name}", node)
+    cross_check(checked)
+    OmegaConf.set_struct(checked, True)
+    if "hydra" in composed:
+        with_hydra = OmegaConf.create({**{str(name): checked._get_node(name) for name in checked}})
+        OmegaConf.set_struct(with_hydra, False)
+        with_hydra["hydra"] = composed.hydra
+        return with_hydra
+    return checked
+
+
+def _resolve(composed: DictConfig) -> dict[str, Any]:
+    bare = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
+    try:
+        plain = OmegaConf.to_container(bare, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{error.full_key}: {_first_line(error)}; name a key that exists or write the value"
+        ) from error
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def _fit(cls: type, plain: Any, prefix: str = "") -> DictConfig:
+    """Merge plain values into a schema: unknown keys, wrong types, missing values and ranges."""
+    base = OmegaConf.structured(cls)
+    try:
+        # Values of a DictConfig would be added to a structured config unseen; those of a plain container are checked.
+        merged = OmegaConf.merge(base, plain)
+    except ConfigKeyError as error:
+        names = {prefix + name for name in _schema_keys(cls)}
+        key = f"{prefix}{error.full_key}"
+        raise ConfigError(f"{key}={_value_at(plain, error.full_key)}: no such key{did_you_mean(key, names)}") from error
+    except ValidationError as error:
+        value = _value_at(plain, error.full_key)
+        raise ConfigError(f"{prefix}{error.full_key}={value}: {_first_line(error)}") from error
+    assert isinstance(merged, DictConfig)
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise ConfigError(f"{prefix}{missing[0]}: no value is set; add {prefix}{missing[0]}=…")
+    _check_ranges(cls, merged, prefix)
+    return merged
+
+
+def _fit_target(dotted: str, node: Any) -> DictConfig:
+    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(plain, dict) or not isinstance(plain.get("_target_"), str):
+        raise ConfigError(f"{dotted}={plain}: needs a _target_, the dotted path of a class or function")
+    return _fit(target_schema(dotted, plain["_target_"]), plain, prefix=f"{dotted}.")
+
+
+def _check_ranges(cls: type, node: DictConfig, prefix: str) -> None:
+    for declared in dataclasses.fields(cls):
+        value = node[declared.name]
+        key = f"{prefix}{declared.name}"
+        kind = OmegaConf.get_type(node, declared.name)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            _check_ranges(kind, value, f"{key}.")
+            continue
+        if value is None:
+            continue
+        choices = declared.metadata.get(schema.CHOICES)
+        if choices and value not in choices:
+            hint = did_you_mean(str(value), choices) or ""
+            raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}{hint}")
+        for bound, limit in declared.metadata.get(schema.RANGE, {}).items():
+            if not _BOUNDS[bound][1](value, limit):
+                raise ConfigError(f"{key}={value}: must be {_BOUNDS[bound][0]} {limit}")
+
+
+# NaN fails every one of these comparisons, as it should.
+_BOUNDS: dict[str, tuple[str, Any]] = {
+    "ge": ("at least", lambda value, limit: value >= limit),
+    "gt": ("above", lambda value, limit: value > limit),
+    "le": ("at most", lambda value, limit: value <= limit),
+    "lt": ("below", lambda value, limit: value < limit),
+}
+
+
+def _schema_keys(cls: type, prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    base = OmegaConf.structured(cls)
+    for declared in dataclasses.fields(cls):
+        keys.add(prefix + declared.name)
+        kind = OmegaConf.get_type(base, declared.name)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            keys |= _schema_keys(kind, f"{prefix}{declared.name}.")
+    return keys
+
+
+def _value_at(plain: Any, dotted: str | None) -> Any:
+    for part in (dotted or "").replace("[", ".").replace("]", "").split("."):
+        if isinstance(plain, dict):
+            plain = plain.get(part)
+        elif isinstance(plain, list) and part.isdigit() and int(part) < len(plain):
+            plain = plain[int(part)]
+    return plain
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,215 @@
+"""Compose a config from the command line once; every mistake is one line, before anything is on disk."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from binventory.config.check import check_config
+from binventory.config.suggest import did_you_mean
+from binventory.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+# Groups that a config can do without.
+OPTIONAL_GROUPS = ("experiment", "debug")
+
+# Above this many combinations of a sweep each value is checked beside the first value of the other keys instead.
+MAX_CHECKED_COMBINATIONS = 64
+
+
+def compose_checked(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> list[DictConfig]:
+    """Compose and check every config that the command line asks for.
+
+    Args:
+        config_name: primary config: train, predict, evaluate, prepare, or one that `config_dir` adds.
+        overrides: Hydra overrides; sweeps (`a=1,2`) are expanded.
+        config_dir: a further folder of configs, as Hydra's `--config-dir`.
+
+    Returns:
+        The checked configs, plain and resolved but for the `hydra` node. A single one without sweeps.
+
+    Raises:
+        ConfigError: a key, a value, a group choice or the grammar is wrong; names it and the nearest right one.
+    """
+    parsed = _parse(overrides)
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir={config_dir}: no such folder")
+        parsed = [*_parse([f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]), *parsed]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        groups = _Groups(GlobalHydra.instance().config_loader(), config_dir)
+        return [_compose_one(groups, config_name, combination) for combination in _combinations(parsed)]
+
+
+class _Groups:
+    """The config groups and their choices, those of `--config-dir` included."""
+
+    def __init__(self, loader: ConfigLoader, config_dir: str | None) -> None:
+        self._loader = loader
+        self._extra = Path(config_dir) if config_dir is not None else None
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, set[str]]] = {}
+        self.names = self._below("")
+        if self._extra is not None:
+            self.names |= {str(path.relative_to(self._extra)) for path in self._extra.rglob("*") if path.is_dir()}
+
+    def _below(self, parent: str) -> set[str]:
+        found: set[str] = set()
+        for name in self._loader.list_groups(parent):
+            group = f"{parent}/{name}" if parent else name
+            found |= {group} | self._below(group)
+        return found
+
+    def composed(self, config_name: str, choices: list[Override]) -> tuple[DictConfig, set[str]]:
+        """Compose with group choices alone; return that and its dotted keys. Combinations of a sweep share it."""
+        lines = tuple(str(override.input_line) for override in choices)
+        if lines not in self._composed:
+            base = _hydra_compose(config_name, choices)
+            self._composed[lines] = base, _dotted_keys(base)
+        return self._composed[lines]
+
+    def options(self, group: str) -> list[str]:
+        """Return the choices of a group, sorted."""
+        extra = (self._extra / group).glob("*.yaml") if self._extra is not None else ()
+        return sorted({*self._loader.get_group_options(group), *(path.stem for path in extra)})
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        if text.startswith("-"):
+            raise ConfigError(f"{text}: no such option; --help lists them")
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            reason = str(error).splitlines()[0 if not str(error).startswith("Error parsing") else 1]
+            quoting = "write KEY=VALUE and quote special characters, e.g. 'data.source=\"a=b\"'"
+            raise ConfigError(f"{text}: not a valid override ({reason}); {quoting}") from error
+    return parsed
+
+
+def _combinations(parsed: list[Override]) -> Iterator[list[Override]]:
+    """Expand sweeps into single runs: all of them while they are few, else each value beside the others' first."""
+    values = [_sweep_values(override) for override in parsed]
+    total = 1
+    for choices in values:
+        total *= len(choices)
+    if total <= MAX_CHECKED_COMBINATIONS:
+        yield from (list(combination) for combination in itertools.product(*values))
+        return
+    first = [choices[0] for choices in values]
+    yield first
+    for position, choices in enumerate(values):
+        # Of a range its ends tell whether all of it is allowed.
+        is_range = isinstance(parsed[position].value(), RangeSweep)
+        for choice in choices[-1:] if is_range else choices[1:]:
+            yield [*first[:position], choice, *first[position + 1 :]]
+
+
+def _sweep_values(override: Override) -> list[Override]:
+    if not override.is_sweep_override():
+        return [override]
+    prefix, key = ("+" if override.is_add() else ""), override.get_key_element()
+    swept = override.value()
+    if isinstance(swept, IntervalSweep):
+        texts = [str(swept.start), str(swept.end)]
+    elif isinstance(swept, ChoiceSweep | RangeSweep):
+        texts = [str(value) for value in override.sweep_string_iterator()]
+    else:  # a glob over group choices: Hydra itself expands it to names that exist
+        return [_parse([f"{prefix}{key}=null"])[0]]
+    if not texts:
+        raise ConfigError(f"{override.input_line}: an empty sweep; name at least one value")
+    return _parse([f"{key if key.startswith(prefix) else prefix + key}={text}" for text in texts])
+
+
+def _compose_one(groups: _Groups, config_name: str, parsed: list[Override]) -> DictConfig:
+    for override in parsed:
+        if override.key_or_group in groups.names:
+            _check_group_choice(override, groups)
+    of_keys = [
+        override for override in parsed if override.key_or_group not in groups.names and not _is_hydras(override)
+    ]
+    if of_keys:
+        base, known = groups.composed(config_name, [override for override in parsed if override not in of_keys])
+        for override in of_keys:
+            _check_key(override, base, known, groups.names)
+    return check_config(config_name, _hydra_compose(config_name, parsed))
+
+
+def _is_hydras(override: Override) -> bool:
+    return re.split(r"[./]", override.key_or_group)[0] == "hydra"
+
+
+def _check_group_choice(override: Override, groups: _Groups) -> None:
+    group = override.key_or_group
+    options = groups.options(group)
+    if override.is_delete():
+        if group in OPTIONAL_GROUPS:
+            return
+        raise ConfigError(f"{override.input_line}: {group} is required; choose one of {', '.join(options)}")
+    if override.is_add() or override.is_force_add():
+        raise ConfigError(f"{override.input_line}: {group} already has a choice; write {group}=… without the +")
+    chosen = override.value()
+    for choice in chosen if isinstance(chosen, list) else [chosen]:
+        if choice is not None and str(choice) not in options:
+            hint = did_you_mean(str(choice), options) or "; choose one of " + ", ".join(options)
+            raise ConfigError(f"{group}={choice}: no such choice{hint}")
+
+
+def _check_key(override: Override, base: DictConfig, known: set[str], groups: set[str]) -> None:
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add():
+        return  # what the schema does not know is refused after composing
+    if override.package is not None:
+        raise ConfigError(f"{override.input_line}: no config group {key}{did_you_mean(key, groups)}")
+    if key in known:
+        if override.is_delete():
+            raise ConfigError(f"{override.input_line}: {key} is required; set another value instead of deleting it")
+        return
+    parent = key.rsplit(".", 1)[0] if "." in key else ""
+    if parent and OmegaConf.is_list(OmegaConf.select(base, parent, throw_on_missing=False)):
+        return
+    raise ConfigError(f"{override.input_line}: no such key{did_you_mean(key, known | groups)}")
+
+
+def _dotted_keys(node: DictConfig, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for name in map(str, node):
+        if prefix == "" and name == "hydra":
+            continue
+        key = f"{prefix}{name}"
+        found.add(key)
+        if not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, name):
+            child = node[name]
+            if OmegaConf.is_dict(child) and child is not None and not child._is_none():
+                found |= _dotted_keys(child, f"{key}.")
+    return found
+
+
+def _hydra_compose(config_name: str, parsed: list[Override]) -> DictConfig:
+    lines: list[Any] = [override.input_line for override in parsed]
+    try:
+        return compose(config_name, overrides=lines, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        if match := re.search(r"Could not override '([^']+)'\.\s+No match in the defaults list", str(error)):
+            group = match.group(1)
+            line = next(line for line in lines if line.lstrip("+~").startswith(group))
+            raise ConfigError(f"{line}: no such key; {config_name} has no {group}") from error
+        cause = error.__cause__ or error
+        reason = " ".join((str(error) or str(cause)).split("Config search path")[0].split())
+        if cause is not error and str(cause).splitlines()[0] not in reason:
+            reason += f" ({str(cause).splitlines()[0]})"
+        raise ConfigError(f"{reason} [command line: {' '.join(lines) or 'no overrides'}]") from error

@@ -1,0 +1,186 @@
+"""Checks between values of a config that no single key can make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from binventory.config.suggest import did_you_mean
+from binventory.errors import ConfigError
+
+# Every network here halves its input five times.
+NETWORK_STRIDE = 32
+PRESET_MODELS = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101")
+OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
+
+
+def cross_check(config: DictConfig) -> None:
+    """Refuse combinations of values that cannot work.
+
+    Raises:
+        ConfigError: names the keys, their values and what to do.
+    """
+    for check in _CHECKS:
+        check(config)
+
+
+def _counts(config: Any) -> None:
+    if "data" not in config:
+        return
+    counts = list(config.data.counts)
+    if len(counts) < 2 or len(set(counts)) != len(counts) or counts != sorted(counts) or counts[0] < 0:
+        raise ConfigError(f"data.counts={counts}: needs at least two different counts from 0 up, in ascending order")
+
+
+def _model_name(config: Any) -> None:
+    if "model" not in config or config.model.name in PRESET_MODELS:
+        return
+    import timm  # only here: the presets' names are answered in a second
+
+    name = config.model.name
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise ConfigError(f"model.name={name}: timm has no such model{hint}")
+
+
+def _image_size(config: Any) -> None:
+    if "model" in config and config.data.image_size < NETWORK_STRIDE:
+        size = config.data.image_size
+        raise ConfigError(
+            f"data.image_size={size}: below the stride of {config.model.name}; take {NETWORK_STRIDE} pixels or more"
+        )
+
+
+def _global_batch(config: Any) -> None:
+    if "trainer" not in config:
+        return
+    world = config.trainer.devices * config.trainer.num_nodes
+    batch = config.data.batch_size
+    if batch % world:
+        raise ConfigError(
+            f"data.batch_size={batch}: the global batch doesn't divide over {world} devices"
+            f" (trainer.devices={config.trainer.devices}, trainer.num_nodes={config.trainer.num_nodes});"
+            f" take {max(1, batch // world) * world}"
+        )
+
+
+def _strategy(config: Any) -> None:
+    if "trainer" not in config:
+        return
+    trainer = config.trainer
+    if trainer.devices * trainer.num_nodes > 1 and trainer.strategy != "ddp":
+        raise ConfigError(
+            f"trainer.strategy={trainer.strategy}: several devices need trainer.strategy=ddp, as trainer=ddp and"
+            " trainer=ddp_cpu set it"
+        )
+    if trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer.num_nodes}: start the same command on every node with MASTER_ADDR, MASTER_PORT"
+            " and NODE_RANK set, or through a launcher that does"
+        )
+    if trainer.sync_batchnorm and trainer.accelerator == "cpu":
+        raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; set it to false on the CPU")
+    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
+        raise ConfigError("trainer.precision=16-mixed: float16 training needs a GPU; take 32-true or bf16-mixed")
+
+
+def _gpu(config: Any) -> None:
+    accelerator = config.trainer.accelerator if "trainer" in config else config.get("accelerator", "cpu")
+    if accelerator != "gpu":
+        return
+    wanted = config.trainer.devices if "trainer" in config else 1
+    import torch  # only here: a config without a GPU is checked in a second
+
+    found = torch.cuda.device_count()
+    if found < wanted:
+        key = "trainer.devices" if found else "trainer.accelerator"
+        hint = f"set trainer.devices={found}" if found else "take trainer=cpu"
+        raise ConfigError(f"{key}={wanted if found else 'gpu'}: this machine has {found or 'no'} GPU; {hint}")
+
+
+def _objective_metric(config: Any) -> None:
+    if "objective_metric" not in config:
+        return
+    metric = config.objective_metric
+    if config.data.val_fraction == 0 and config.trainer.overfit_batches is None:
+        if metric is not None:
+            raise ConfigError(
+                f"objective_metric={metric}: with data.val_fraction=0 there is nothing to choose by;"
+                " set objective_metric=null to keep the last epoch, or cut a validation split"
+            )
+        return
+    known = [f"val/{name}" for name in OBJECTIVE_METRICS]
+    if metric is None:
+        return
+    if metric.startswith("test/"):
+        raise ConfigError(f"objective_metric={metric}: nothing is ever chosen on the test set; take a val/ metric")
+    if metric not in known:
+        hint = did_you_mean(metric, known) or "; choose one of " + ", ".join(known)
+        raise ConfigError(f"objective_metric={metric}: no such metric{hint}")
+
+
+def _early_stopping(config: Any) -> None:
+    if "callbacks" in config and config.callbacks.early_stopping.patience_epochs and config.objective_metric is None:
+        raise ConfigError(
+            "callbacks.early_stopping.patience_epochs: needs an objective_metric; name one or set patience_epochs=null"
+        )
+
+
+def _splits(config: Any) -> None:
+    if "data" not in config:
+        return
+    data = config.data
+    if data.split_list is not None and data.split != "report":
+        raise ConfigError(
+            f"data.split_list={data.split_list}: only data.split=report reads it; set that or drop the list"
+        )
+    if data.val_fraction * (1 - data.test_fraction) + data.test_fraction >= 1:
+        raise ConfigError(
+            f"data.test_fraction={data.test_fraction}, data.val_fraction={data.val_fraction}: nothing left to train on"
+        )
+
+
+def _warmup(config: Any) -> None:
+    scheduler = config.get("scheduler")
+    if scheduler is not None and scheduler.get("warmup_epochs", 0) >= config.trainer.max_epochs > 1:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={scheduler.warmup_epochs}: as long as the run"
+            f" (trainer.max_epochs={config.trainer.max_epochs}); warm up for less"
+        )
+
+
+def _files(config: Any) -> None:
+    """Files that the config names must be there before a run folder is made for them."""
+    if "data" in config:
+        for name in ("file_list", "split_list"):
+            _must_exist(f"data.{name}", config.data[name])
+    if "model" in config and config.model.weights.endswith((".safetensors", ".pth", ".pt", ".bin")):
+        _must_exist("model.weights", config.model.weights)
+    if config.get("init_from") is not None:
+        _must_exist("init_from", config.init_from)
+    if "run" in config:
+        _must_exist("run", config.run)
+
+
+def _must_exist(key: str, location: str | None) -> None:
+    if location is not None and not location.startswith("s3://") and not Path(location).expanduser().exists():
+        raise ConfigError(f"{key}={location}: no such file or folder (looked from {Path.cwd()})")
+
+
+_CHECKS: tuple[Callable[[Any], None], ...] = (
+    _counts,
+    _model_name,
+    _image_size,
+    _global_batch,
+    _strategy,
+    _objective_metric,
+    _early_stopping,
+    _splits,
+    _warmup,
+    _files,
+    _gpu,
+)

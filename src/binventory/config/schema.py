@@ -1,0 +1,303 @@
+"""Dataclass schemas of every config group: the names, types and ranges that a config may use.
+
+Values live in `configs/*.yaml`; what a key means and may hold lives here, once. `binventory.config.check` merges a
+composed config into these classes, so an unknown key, a wrong type or a value out of range is refused before any work.
+No heavy imports: this module is read by `--help` and `--cfg job`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from omegaconf import MISSING
+
+RANGE = "range"
+CHOICES = "choices"
+
+
+def key(
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a config key: its meaning and, where there is one, its range or its choices."""
+    bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
+    return field(default=MISSING, metadata={"help": help, RANGE: bounds, CHOICES: choices})
+
+
+@dataclass
+class PathsConfig:
+    """Where things are kept."""
+
+    output_dir: str = key("root under which run folders are made")
+    data_dir: str = key("downloaded and drawn photos")
+    cache_dir: str = key("indexes and other things that can be made again")
+
+
+@dataclass
+class S3Config:
+    """How S3 is reached, for `data.source=s3://…` and `input=s3://…`."""
+
+    anonymous: bool = key("unsigned requests, as the public bucket allows; false: boto3's own credential chain")
+    endpoint_url: Optional[str] = key("another S3 server than AWS, as http(s)://host:port")
+    region: Optional[str] = key("AWS region; null: boto3's own")
+    max_concurrency: int = key("objects in flight", ge=1, le=256)
+    max_attempts: int = key("tries of one object before it is given up", ge=1, le=100)
+    timeout_s: float = key("seconds without a byte after which a request is tried again", gt=0)
+
+
+@dataclass
+class PlainReaderConfig:
+    """A reader without options of its own."""
+
+    _target_: str = key("class")
+
+
+@dataclass
+class SyntheticReaderConfig:
+    """How synthetic bins are drawn."""
+
+    _target_: str = key("class")
+    num_bins: int = key("bins drawn", ge=20)
+    photo_size: int = key("side of a drawn photo, in pixels", ge=32, le=1024)
+    seed: int = key("seed of the drawing", ge=0, lt=2**32)
+
+
+@dataclass
+class DataConfig:
+    """The bins: where they come from, which are taken, how they are split and turned into tensors."""
+
+    reader: Any = key("class that reads the source, as {_target_: package.module.Class, …options}")
+    source: str = key("location: a folder, an S3 URI, an ImageFolder tree or a table; synthetic bins take a name")
+    file_list: Optional[str] = key(
+        "JSON, count -> list of data/metadata/ID.json: what to take; null: the source's own, else all"
+    )
+    limit: Optional[int] = key("take at most this many bins, in listing order", ge=1)
+    split: str = key("how test is cut", choices=("grouped", "report"))
+    split_list: Optional[str] = key("file list that split=report splits; null: data.file_list, else the source's own")
+    split_seed: int = key("seed of the split, independent of `seed` so that runs share one test set", ge=0, lt=2**32)
+    val_fraction: float = key("share of train that becomes validation", ge=0, lt=1)
+    test_fraction: float = key("share of all bins that becomes test", gt=0, lt=1)
+    counts: List[int] = key("quantities that are classes; bins of any other quantity are left out and counted")
+    normalize: str = key("statistics that pixels are normalised by", choices=("imagenet", "dataset"))
+    image_size: int = key("side of the square network input, in pixels", ge=8, le=4096)
+    resize: str = key("how a photo becomes a square", choices=("squash", "letterbox", "crop"))
+    interpolation: str = key("resampling filter", choices=("bilinear", "bicubic"))
+    hflip: float = key("probability of a horizontal flip in training", ge=0, le=1)
+    batch_size: int = key("global batch, divided over the devices", ge=1)
+    num_workers: Optional[int] = key("loader processes; null: one per core, at most 8", ge=0, le=256)
+    on_bad: str = key("what a photo or metadata file that cannot be used does", choices=("skip", "fail"))
+    max_bad_fraction: float = key("share of bad bins above which prepare and train end with an error", ge=0, le=1)
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    name: str = key("timm model name, e.g. resnet18")
+    weights: str = key("pretrained weights: a timm tag such as resnet18.tv_in1k, a .safetensors or .pth file, or none")
+    finetune: str = key("what is trained", choices=("full", "head", "last_stage"))
+    channels_last: bool = key("NHWC memory format: about twice as fast for convolutions")
+
+
+@dataclass
+class ClassificationConfig:
+    """Cross-entropy over the counts."""
+
+    _target_: str = key("class")
+    label_smoothing: float = key("share of the target spread over all counts", ge=0, lt=1)
+
+
+@dataclass
+class SGDConfig:
+    """torch.optim.SGD."""
+
+    _target_: str = key("class")
+    _partial_: bool = key("completed with the parameters in configure_optimizers")
+    lr: float = key("learning rate", gt=0)
+    momentum: float = key("momentum", ge=0, lt=1)
+    weight_decay: float = key("L2 penalty", ge=0)
+    nesterov: bool = key("Nesterov momentum")
+
+
+@dataclass
+class AdamWConfig:
+    """torch.optim.AdamW."""
+
+    _target_: str = key("class")
+    _partial_: bool = key("completed with the parameters in configure_optimizers")
+    lr: float = key("learning rate", gt=0)
+    betas: List[float] = key("decay rates of the two moments")
+    weight_decay: float = key("decoupled weight decay", ge=0)
+
+
+@dataclass
+class ConstantScheduleConfig:
+    """The learning rate stays as it is."""
+
+    _target_: str = key("function")
+    _partial_: bool = key("completed with the optimizer and the length of the run")
+
+
+@dataclass
+class StepScheduleConfig:
+    """The learning rate is multiplied by gamma every few epochs."""
+
+    _target_: str = key("function")
+    _partial_: bool = key("completed with the optimizer and the length of the run")
+    step_size_epochs: int = key("epochs between two steps", ge=1)
+    gamma: float = key("factor of each step", gt=0, le=1)
+
+
+@dataclass
+class CosineScheduleConfig:
+    """Linear warm-up, then half a cosine."""
+
+    _target_: str = key("function")
+    _partial_: bool = key("completed with the optimizer and the length of the run")
+    warmup_epochs: float = key("epochs of linear warm-up", ge=0)
+    min_lr_ratio: float = key("last learning rate as a share of the first", ge=0, le=1)
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how long training runs."""
+
+    max_epochs: int = key("passes over the training photos", ge=1)
+    accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
+    devices: int = key("devices on each node", ge=1)
+    num_nodes: int = key("machines", ge=1)
+    strategy: str = key("how devices work together", choices=("auto", "ddp"))
+    precision: str = key(
+        "auto: bf16-mixed where the device has it", choices=("auto", "32-true", "16-mixed", "bf16-mixed")
+    )
+    accumulate_grad_batches: int = key("batches per optimizer step", ge=1)
+    gradient_clip_val: Optional[float] = key("largest gradient norm; null: no clipping", gt=0)
+    sync_batchnorm: bool = key("BatchNorm statistics over all devices")
+    deterministic: bool = key("only algorithms that give the same bits every time")
+    compile: bool = key("torch.compile the network, in place")
+    limit_train_batches: Optional[float] = key("batches per epoch: a count, or a share if below 1; null: all", gt=0)
+    limit_val_batches: Optional[float] = key("the same for validation", gt=0)
+    limit_test_batches: Optional[float] = key("the same for the test", gt=0)
+    overfit_batches: Optional[int] = key("train and validate on this many batches only; null: off", ge=1)
+    log_every_n_steps: int = key("optimizer steps between two log lines", ge=1)
+    profiler: Optional[str] = key(
+        "Lightning profiler whose report lies in the run folder", choices=("simple", "advanced")
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    """Which checkpoints a run keeps."""
+
+    save_last: bool = key("write last.ckpt after every epoch")
+
+
+@dataclass
+class ProgressConfig:
+    """What is said while a run goes on."""
+
+    every_n_steps: int = key("steps between two plain lines where stdout is no terminal", ge=1)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Stop when objective_metric no longer improves."""
+
+    patience_epochs: Optional[int] = key("epochs without improvement; null: never stop early", ge=1)
+    min_delta: float = key("smallest change that counts as improvement", ge=0)
+
+
+@dataclass
+class CallbacksConfig:
+    """What runs beside the training loop."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    progress: ProgressConfig = field(default_factory=ProgressConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+@dataclass
+class WandbConfig:
+    """A Weights & Biases run."""
+
+    _target_: str = key("function")
+    project: str = key("W&B project")
+    entity: Optional[str] = key("W&B team or user; null: the default one")
+    group: Optional[str] = key("runs that belong together")
+    tags: List[str] = key("labels of the run")
+
+
+@dataclass
+class TensorBoardConfig:
+    """TensorBoard event files in the run folder."""
+
+    _target_: str = key("class")
+    name: str = key("subfolder")
+    version: str = key("subfolder of it")
+
+
+@dataclass
+class TrainConfig:
+    """Everything `train.py` reads."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: Any = key("what counting means")
+    optimizer: Any = key("a torch optimizer, as a _partial_")
+    scheduler: Any = key("a learning-rate schedule, as a _partial_")
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: Dict[str, Any] = key("experiment loggers by name")
+    seed: int = key("seed of weights, order and augmentation", ge=0, lt=2**32)
+    init_from: Optional[str] = key("run folder whose weights training starts from")
+    objective_metric: Optional[str] = key("what the best epoch and every sweep go by, e.g. val/accuracy")
+    check: bool = key("validate and print the config, run nothing")
+
+
+@dataclass
+class PredictConfig:
+    """Everything `predict.py` reads."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    run: str = key("run folder (or bundle folder) whose model predicts")
+    input: str = key("a photo, folder, glob, source, index or table; S3 too")
+    batch_size: int = key("photos per batch", ge=1)
+    num_workers: Optional[int] = key("decoding threads; null: one per core", ge=1, le=256)
+    accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
+    contact_sheet: int = key("photos on the contact sheet of the least certain; 0: none", ge=0, le=400)
+    check: bool = key("validate and print the config, run nothing")
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything `binventory evaluate` reads."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    run: str = key("run folder (or bundle folder) whose model is scored")
+    source: str = key("a source, ImageFolder tree or table with quantities; S3 too")
+    batch_size: int = key("photos per batch", ge=1)
+    num_workers: Optional[int] = key("decoding threads; null: one per core", ge=1, le=256)
+    accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
+    check: bool = key("validate and print the config, run nothing")
+
+
+@dataclass
+class PrepareConfig:
+    """Everything `binventory prepare` reads."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    data: DataConfig = field(default_factory=DataConfig)
+    layout: Optional[str] = key("a copy of the photos for other tools", choices=("imagefolder",))
+    output: Optional[str] = key("folder of that layout; null: below paths.data_dir")
+    check: bool = key("validate and print the config, run nothing")

@@ -1,0 +1,101 @@
+"""The LightningDataModule: prepared bins as batches."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+
+from binventory.config.schema import DataConfig
+from binventory.data.augment import random_flip
+from binventory.data.loader import Batch, BatchLoader, BatchSampler, BinDataset, Bins, default_num_workers
+from binventory.data.prepare import PreparedBins
+from binventory.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+def make_preprocessing(data: DataConfig, prepared: PreparedBins) -> Preprocessing:
+    """Return the preprocessing that a data config asks for; `normalize=dataset` takes the train split's statistics."""
+    mean, std = prepared.pixel_statistics() if data.normalize == "dataset" else (IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocessing(data.image_size, data.resize, data.interpolation, mean, std)
+
+
+class BinDataModule(pl.LightningDataModule):
+    """Bins of the train, val and test splits as `Batch`es, in an order that is a function of (seed, epoch).
+
+    Args:
+        data: the `data` config.
+        prepared: the indexed and split bins.
+        preprocessing: bytes to pixels.
+        seed: of the order and the augmentation.
+        overfit_batches: train and validate on the first so many batches only.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        prepared: PreparedBins,
+        preprocessing: Preprocessing,
+        *,
+        seed: int,
+        overfit_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.prepared = prepared
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self.overfit_batches = overfit_batches
+
+    def bins(self, split: str) -> Bins:
+        """Return the bins of a split in the index's order."""
+        return labelled_bins(self.prepared, split, list(self.data.counts))
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the training batches."""
+        return self._loader(self._overfit(self.bins("train")), shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Return the validation batches; none when `data.val_fraction` is 0."""
+        if self.overfit_batches is not None:
+            return self._loader(self._overfit(self.bins("train")), shuffle=False)
+        bins = self.bins("val")
+        return self._loader(bins, shuffle=False) if bins.ids else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return the test batches."""
+        return self._loader(self.bins("test"), shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches where they are used."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        epoch = self.trainer.current_epoch
+        flipped = random_flip(batch.pixels, batch.position, probability=self.data.hflip, seed=self.seed, epoch=epoch)
+        return batch._replace(pixels=flipped)
+
+    def _overfit(self, bins: Bins) -> Bins:
+        if self.overfit_batches is None:
+            return bins
+        keep = slice(0, self.overfit_batches * self.data.batch_size)
+        return Bins(bins.ids[keep], bins.paths[keep], bins.targets[keep])
+
+    def _loader(self, bins: Bins, *, shuffle: bool) -> BatchLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = BatchSampler(
+            len(bins.ids), self.data.batch_size, seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
+        )
+        workers = self.data.num_workers
+        num_workers = default_num_workers(len(bins.ids)) if workers is None else workers
+        return BatchLoader(
+            BinDataset(bins, self.preprocessing), sampler, num_workers=num_workers, on_bad=self.data.on_bad
+        )
+
+
+def labelled_bins(prepared: PreparedBins, split: str, counts: list[int]) -> Bins:
+    """Return the bins of a split with their quantities as positions in `counts`."""
+    index = prepared.index
+    position = {count: place for place, count in enumerate(counts)}
+    rows = [row for row in index.select(["id", "path", "quantity", "split"]).to_pylist() if row["split"] == split]
+    return Bins(
+        [row["id"] for row in rows],
+        [row["path"] for row in rows],
+        [position[row["quantity"]] for row in rows],
+    )

@@ -1,0 +1,115 @@
+"""The index: one row a bin, and one row an item. Everything after it reads these tables and lists no folder again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins, utf8
+from binventory.data.sources.base import BinFiles, Listing
+from binventory.data.splits import sibling_groups
+from binventory.errors import InputError
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("quantity", pa.int32()),  # null: unlabelled
+        ("width", pa.int32()),  # of the upright photo, in pixels
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("item_count", pa.int32()),  # sum of the item quantities
+        ("distinct_asins", pa.int32()),
+        ("group", pa.string()),  # bins of one group are never parted by split=grouped
+        ("split", pa.string()),  # train, val, test; null: in none
+        ("problem", pa.string()),  # "reason" or "reason: detail"; null: the bin can be used
+        ("note", pa.string()),  # what is odd about a bin that can be used all the same
+        ("mtime_ns", pa.int64()),
+        *((name, pa.float64()) for name in STATISTICS),  # over the photo's pixels at its stored size, in 0..1
+    ]
+)
+ITEMS_SCHEMA = pa.schema([("bin_id", pa.string()), *ITEM_FIELDS])
+
+
+def build_index(listing: Listing, cache: Path) -> tuple[pa.Table, pa.Table]:
+    """Read all bins of a listing.
+
+    Args:
+        listing: what the source has.
+        cache: Parquet file by which unchanged files are not read again.
+
+    Returns:
+        The index (`INDEX_SCHEMA`, in listing order, `split` all null) and the items (`ITEMS_SCHEMA`).
+
+    Raises:
+        InputError: two bins have one id.
+    """
+    _check_unique(listing.bins)
+    scanned = scan_bins(listing.bins, cache)
+    listed = listing.split_list or {}
+    rows = [_index_row(files, row, listed) for files, row in zip(listing.bins, scanned, strict=True)]
+    asins = [{item["asin"] for item in row["items"] or ()} for row in scanned]
+    groups = sibling_groups([row["id"] for row in rows], asins, [files.group for files in listing.bins])
+    for row, group in zip(rows, groups, strict=True):
+        row["group"] = utf8(group)
+    items = [
+        {"bin_id": utf8(files.id)} | item
+        for files, row in zip(listing.bins, scanned, strict=True)
+        for item in row["items"] or ()
+    ]
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA), pa.Table.from_pylist(items, ITEMS_SCHEMA)
+
+
+def _check_unique(bins: Sequence[BinFiles]) -> None:
+    first: dict[str, BinFiles] = {}
+    for files in bins:
+        if files.id in first:
+            photos = f"{first[files.id].photo} and {files.photo}"
+            raise InputError(f"data.source: bin id {files.id} stands twice: {photos}; rename one")
+        first[files.id] = files
+
+
+def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:
+    items = scanned["items"]
+    quantity = scanned["quantity"] if files.quantity is None else files.quantity
+    return {
+        "id": utf8(files.id),
+        "path": scanned["photo"],
+        "quantity": quantity,
+        "bytes": scanned["photo_bytes"],
+        "mtime_ns": scanned["photo_mtime_ns"],
+        "item_count": None if items is None else sum(item["quantity"] or 0 for item in items),
+        "distinct_asins": None if items is None else len({item["asin"] for item in items}),
+        "problem": _problem(files, scanned),
+        "note": "; ".join(_notes(files, scanned, listed)) or None,
+        **{name: scanned[name] for name in ("width", "height", "sha256", *STATISTICS)},
+    }
+
+
+def _problem(files: BinFiles, scanned: Row) -> str | None:
+    problem: str | None = scanned["photo_problem"]
+    if files.problem is not None:
+        return utf8(files.problem)
+    if files.photo is None:
+        return "photo is missing"
+    if utf8(str(files.photo)) != str(files.photo):
+        return "file name is not UTF-8"
+    if problem is None and files.quantity is None:  # else the source gives the label, metadata only adds items
+        missing = files.metadata is None and files.needs_metadata
+        problem = "metadata is missing" if missing else scanned["metadata_problem"]
+    return problem
+
+
+def _notes(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> list[str]:
+    notes = list(scanned["flags"] or ())
+    if files.quantity is not None:
+        if scanned["metadata_problem"]:
+            notes.append(scanned["metadata_problem"])
+        elif scanned["quantity"] not in {None, files.quantity}:
+            notes.append(f"the source says quantity {files.quantity}, EXPECTED_QUANTITY is {scanned['quantity']}")
+    elif scanned["quantity"] is not None and listed.get(files.id, scanned["quantity"]) != scanned["quantity"]:
+        notes.append(f"the file list says {listed[files.id]}, EXPECTED_QUANTITY is {scanned['quantity']}")
+    return notes

@@ -1,0 +1,178 @@
+"""Batches of bins in an order that is a function of (seed, epoch), shared out over ranks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from binventory.data.decode import PhotoError, read_photo
+from binventory.data.preprocess import Preprocessing
+from binventory.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PADDING = -1  # index of a place in a batch that holds no bin
+
+
+class Bins(NamedTuple):
+    """Bins as lists, in the index's order: what a dataset reads."""
+
+    ids: list[str]
+    paths: list[str]
+    targets: list[int]  # positions in `counts`
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8.
+        target: (B,) int64, positions in `data.counts`.
+        position: (B,) int64, places in the split's bins; -1 where the batch holds no bin.
+    """
+
+    pixels: Tensor
+    target: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One bin as a worker gives it; `error` says why there are no pixels."""
+
+    pixels: Tensor
+    target: int
+    index: int
+    error: str | None
+
+
+class BinDataset(Dataset[Sample]):
+    """Photos of one split, decoded when asked for."""
+
+    def __init__(self, bins: Bins, preprocessing: Preprocessing) -> None:
+        self.bins = bins
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.bins.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        side = self.preprocessing.image_size
+        nothing = torch.zeros((3, side, side), dtype=torch.uint8)
+        if index == PADDING:
+            return Sample(nothing, 0, PADDING, None)
+        path = self.bins.paths[index]
+        try:
+            pixels = self.preprocessing.pixels(read_photo(Path(path)), path)
+        except PhotoError as error:
+            return Sample(nothing, 0, PADDING, str(error))
+        return Sample(pixels, self.bins.targets[index], index, None)
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Batches of positions for one rank.
+
+    Training: the epoch's order is a permutation drawn from (seed, epoch); global batch k is the same whatever the
+    number of ranks, and each rank takes every n-th place of it. At most `world_size - 1` bins are left over.
+    Evaluation: listing order; every bin once; short ranks are filled up with padding so that all take the same steps.
+    """
+
+    def __init__(self, num_bins: int, batch_size: int, *, seed: int, shuffle: bool, rank: int, world_size: int) -> None:
+        self.num_bins = num_bins
+        self.batch_size = batch_size  # global
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        num_bins = self.num_bins - self.num_bins % self.world_size if self.shuffle else self.num_bins
+        return math.ceil(num_bins / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size][self.rank :: self.world_size].tolist()
+
+    def _order(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if self.shuffle:
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch])))
+            order = generator.permutation(self.num_bins)
+            return order[: self.num_bins - self.num_bins % self.world_size]
+        padding = np.full(-self.num_bins % self.world_size, PADDING, dtype=np.int64)
+        return np.concatenate([np.arange(self.num_bins), padding])
+
+
+class BatchLoader:
+    """A sized loader of `Batch`; Lightning calls `sampler.set_epoch` before each epoch."""
+
+    def __init__(self, dataset: BinDataset, sampler: BatchSampler, *, num_workers: int, on_bad: str) -> None:
+        self.sampler = sampler
+        self.batch_sampler = None  # Lightning asks for one when it looks whether evaluation shuffles
+        self.dataset = dataset
+        self.on_bad = on_bad
+        self.num_bad = 0
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_one_thread,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for tensors, errors in self._loader:
+            batch = Batch(*tensors)
+            yield self._without_bad(batch, errors) if errors else batch
+
+    def _without_bad(self, batch: Batch, errors: list[str]) -> Batch:
+        """Obey `data.on_bad` for photos that were whole when they were indexed and no longer are."""
+        self.num_bad += len(errors)
+        if self.on_bad == "fail":
+            raise InputError(f"{errors[0]}; the photo changed after it was indexed; mend it or set data.on_bad=skip")
+        for error in errors:
+            log.warning("left out of the batch, changed since it was indexed: %s", error)
+        if not self.sampler.shuffle:
+            return batch  # evaluation passes over places without a bin, and all ranks must take the same steps
+        there = batch.position != PADDING
+        if not there.any():
+            raise InputError(
+                f"{errors[0]}; every photo of this batch changed after it was indexed; prepare the data again"
+            )
+        return Batch(batch.pixels[there], batch.target[there], batch.position[there])
+
+
+def _collate(samples: list[Sample]) -> tuple[tuple[Tensor, Tensor, Tensor], list[str]]:
+    pixels = torch.stack([sample.pixels for sample in samples])
+    target = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+    index = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
+    return (pixels, target, index), [sample.error for sample in samples if sample.error is not None]
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def default_num_workers(num_bins: int) -> int:
+    """Return one worker per core this process may use, at most 8; none for a set too small to be worth the forks."""
+    return 0 if num_bins < 256 else min(8, len(os.sched_getaffinity(0)))

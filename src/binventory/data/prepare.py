@@ -1,0 +1,254 @@
+"""From a source to an index on disk: fetch, read, judge, split, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from binventory.config.schema import DataConfig, PathsConfig, S3Config
+from binventory.data.index import build_index
+from binventory.data.scan import STATISTICS
+from binventory.data.sources import make_source
+from binventory.data.sources.base import Listing
+from binventory.data.sources.file_list import read_file_list
+from binventory.data.splits import TEST, TRAIN, VAL, check_no_empty_count, grouped_split, report_split, share_deviation
+from binventory.data.summary import Summary, summarize
+from binventory.errors import ConfigError, InputError
+from binventory.files import atomic_path
+
+FORMAT = 1  # part of every cache key: raise it when what is read from a file changes
+MAX_SHARE_DEVIATION = 0.02
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class IndexedBins:
+    """All bins of a source, read but not split.
+
+    Attributes:
+        listing: what the source listed.
+        index: one row a bin, `binventory.data.index.INDEX_SCHEMA`; `split` is all null.
+        items: one row an item, `binventory.data.index.ITEMS_SCHEMA`.
+        folder: where things about this source are kept under `paths.cache_dir`.
+        summary: how many bins of what kind.
+    """
+
+    listing: Listing
+    index: pa.Table
+    items: pa.Table
+    folder: Path
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class PreparedBins:
+    """The bins of a source, read, split and written.
+
+    Attributes:
+        index: one row a bin, `binventory.data.index.INDEX_SCHEMA`.
+        items: one row an item, `binventory.data.index.ITEMS_SCHEMA`.
+        index_path: Parquet file of `index`.
+        items_path: Parquet file of `items`.
+        fingerprint: SHA-256 over id, photo hash, quantity and split of every split bin, in hexadecimal; equal for equal
+            data wherever it lies and however it is listed.
+        summary: how many bins of what kind.
+    """
+
+    index: pa.Table
+    items: pa.Table
+    index_path: Path
+    items_path: Path
+    fingerprint: str
+    summary: Summary
+
+    def pixel_statistics(self) -> tuple[Triple, Triple]:
+        """Return mean and standard deviation of R, G and B over the train photos, in 0..1.
+
+        Both are means over photos of the single photo's value (its standard deviation with n-1), as the source report
+        computed them.
+        """
+        train = self.index.filter(pc.equal(self.index["split"], TRAIN))
+        values = [pc.mean(train[name]).as_py() for name in STATISTICS]
+        return (values[0], values[1], values[2]), (values[3], values[4], values[5])
+
+
+def prepare_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> PreparedBins:
+    """Fetch a source, read what is new of it, split it and write the index.
+
+    It lies in `<paths.cache_dir>/index/<key>/<split key>/`, as index.parquet and items.parquet. What had to be left out
+    because it is bad is said on stderr. Two processes may prepare the same bins at once.
+
+    Raises:
+        InputError: the source cannot be used, no bin of it can, a bin is bad under `data.on_bad=fail`, or more than
+            `data.max_bad_fraction` of them are.
+        ConfigError: a count of `data.counts` has no bin in train, val or test.
+    """
+    bins = index_bins(data, s3, paths)
+    split_list = None
+    if data.split == "report":
+        split_list = bins.listing.split_list if data.split_list is None else read_file_list(data.split_list, s3)
+    return split_bins(bins, data, split_list)
+
+
+def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> IndexedBins:
+    """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
+    listing = make_source(data, s3, Path(paths.data_dir)).fetch()
+    if not listing.bins:
+        absent = f" ({len(listing.absent)} listed ones are absent)" if listing.absent else ""
+        raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
+    folder = Path(paths.cache_dir) / "index" / _source_key(data)
+    with _writing(folder), _lock(folder / "lock"):
+        index, items = build_index(listing, folder / "scan.parquet")
+    summary = summarize(index, source=data.source, absent=len(listing.absent), counts=list(data.counts))
+    _judge(index, summary, data)
+    return IndexedBins(listing, index, items, folder, summary)
+
+
+def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int] | None) -> PreparedBins:
+    """Split read bins and write the index.
+
+    Args:
+        bins: the read bins.
+        data: the `data` config node.
+        split_list: bin id -> count in file order: what `data.split=report` splits; None: the bins themselves.
+    """
+    labels = _labels(bins.index, list(data.counts))
+    if not labels:
+        raise InputError(f"data.source={data.source}: no bin has a quantity of data.counts={list(data.counts)}")
+    split_of, warnings = _split(bins.index, labels, data, split_list)
+    usable = pc.is_null(bins.index["problem"]).to_pylist()
+    ids = bins.index["id"].to_pylist()
+    split = [
+        split_of.get(bin_id) if good and bin_id in labels else None for bin_id, good in zip(ids, usable, strict=True)
+    ]
+    position = bins.index.schema.get_field_index("split")
+    index = bins.index.set_column(position, bins.index.schema.field(position), pa.array(split, pa.string()))
+    source, absent = bins.summary.source, bins.summary.absent
+    summary = summarize(index, source=source, absent=absent, counts=list(data.counts), warnings=warnings)
+    check_no_empty_count(summary.splits, list(data.counts), has_val=data.val_fraction > 0)
+    folder = bins.folder / _split_key(data)
+    paths = folder / "index.parquet", folder / "items.parquet"
+    for path, table in zip(paths, (index, bins.items), strict=True):
+        with _writing(folder), atomic_path(path) as temporary:
+            pq.write_table(table, temporary)
+    return PreparedBins(index, bins.items, *paths, _fingerprint(index), summary)
+
+
+def _labels(index: pa.Table, counts: list[int]) -> dict[str, int]:
+    # also of bins whose photo is bad: one broken photo must not move the others between train and test
+    pairs = zip(index["id"].to_pylist(), index["quantity"].to_pylist(), strict=True)
+    return {bin_id: quantity for bin_id, quantity in pairs if quantity in counts}
+
+
+def _split(
+    index: pa.Table, labels: dict[str, int], data: DataConfig, split_list: Mapping[str, int] | None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    if data.split == "report":
+        split_of = report_split(
+            labels if split_list is None else split_list,
+            counts=list(data.counts),
+            test_fraction=data.test_fraction,
+            val_fraction=data.val_fraction,
+            seed=data.split_seed,
+        )
+        return split_of, ()
+    groups = dict(zip(index["id"].to_pylist(), index["group"].to_pylist(), strict=True))
+    split_of = grouped_split(
+        list(labels),
+        list(labels.values()),
+        [groups[bin_id] for bin_id in labels],
+        test_fraction=data.test_fraction,
+        val_fraction=data.val_fraction,
+        seed=data.split_seed,
+    )
+    return split_of, _deviations(split_of, labels)
+
+
+def _deviations(split_of: dict[str, str], labels: dict[str, int]) -> tuple[str, ...]:
+    warnings = []
+    for split in (VAL, TEST):
+        if split in split_of.values():
+            deviation, count = share_deviation(split_of, labels, split)
+            if deviation > MAX_SHARE_DEVIATION:
+                points = f"{100 * deviation:.1f} points"
+                warnings.append(f"the share of count {count} in {split} is {points} off: too few groups to balance")
+    return tuple(warnings)
+
+
+def _judge(index: pa.Table, summary: Summary, data: DataConfig) -> None:
+    """Apply `data.on_bad` and `data.max_bad_fraction`."""
+    if not summary.num_bad:
+        return
+    found = f"{summary.num_bad:,} of {summary.total:,} bins of data.source={data.source} cannot be used"
+    if data.on_bad == "fail":
+        bad = index.filter(pc.is_valid(index["problem"])).slice(0, 3).select(["id", "problem"]).to_pylist()
+        first = "; ".join(f"{row['id']} ({row['problem']})" for row in bad)
+        raise InputError(f"data.on_bad=fail: {found}, first {first}; mend or remove them, or set data.on_bad=skip")
+    reasons = "; ".join(line.removeprefix("bad: ") for line in summary.bad_lines()[:3])
+    share = summary.num_bad / summary.total
+    if share > data.max_bad_fraction:
+        limit = f"data.max_bad_fraction={data.max_bad_fraction}"
+        raise InputError(f"{limit}: {found}, a share of {share:.3f}: {reasons}; mend the source or raise the limit")
+    if summary.num_bad == summary.total:
+        raise InputError(f"{found}: {reasons}")
+    print(f"warning: {found} and are skipped (data.on_bad=skip)", *summary.bad_lines(), sep="\n  ", file=sys.stderr)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make the folder; that it cannot be made or written to is the user's to mend."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"paths.cache_dir: {folder} cannot be written to ({reason}); name another folder") from error
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process that reads the same photos ({path})", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _source_key(data: DataConfig) -> str:
+    location = str(Path(data.source).resolve()) if Path(data.source).exists() else data.source
+    reader = OmegaConf.to_container(data.reader) if OmegaConf.is_config(data.reader) else data.reader
+    return _key({"source": location, "reader": reader, "file_list": data.file_list, "limit": data.limit})
+
+
+def _split_key(data: DataConfig) -> str:
+    names = ("split", "split_list", "split_seed", "val_fraction", "test_fraction")
+    return _key({name: getattr(data, name) for name in names} | {"counts": list(data.counts)})
+
+
+def _key(parts: dict[str, Any]) -> str:
+    text = json.dumps(parts | {"format": FORMAT}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fingerprint(index: pa.Table) -> str:
+    rows = index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"]).to_pylist()
+    lines = sorted(json.dumps(list(row.values())) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

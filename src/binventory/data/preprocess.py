@@ -1,0 +1,92 @@
+"""From a photo's bytes to what a network sees: the same function for training, predicting and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from binventory.data.decode import decode_rgb
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How photos become network input. Part of the model: it travels in every checkpoint and bundle.
+
+    Attributes:
+        image_size: side of the square, in pixels.
+        resize: squash (both sides to the square), letterbox (pad with the mean colour) or crop (centre of the photo).
+        interpolation: bilinear or bicubic, antialiased.
+        mean: per channel, of pixels in 0..1.
+        std: per channel, of pixels in 0..1.
+    """
+
+    image_size: int
+    resize: str = "squash"
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for checkpoints and JSON."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` gave."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def pixels(self, photo: bytes, name: str) -> Tensor:
+        """Decode and resize one photo.
+
+        Args:
+            photo: the file's content.
+            name: what to call it in an error.
+
+        Returns:
+            (3, image_size, image_size) uint8, RGB.
+
+        Raises:
+            PhotoError: the bytes are no usable photo.
+        """
+        square = self._square(decode_rgb(photo, name))
+        return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        side, resample = self.image_size, _FILTERS[self.interpolation]
+        if self.resize == "squash":
+            return image if image.size == (side, side) else image.resize((side, side), resample)
+        choose = max if self.resize == "letterbox" else min
+        scale = side / choose(image.size)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        scaled = image.resize((width, height), resample)
+        canvas = Image.new("RGB", (side, side), tuple(round(255 * value) for value in self.mean))
+        canvas.paste(scaled, ((side - width) // 2, (side - height) // 2))
+        return canvas
+
+
+class Normalize(nn.Module):
+    """(B, 3, H, W) uint8 to float32 of zero mean and unit deviation, on the device where the pixels are."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        # Not in the state dict: the preprocessing itself is saved beside the weights.
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std

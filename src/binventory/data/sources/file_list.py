@@ -1,0 +1,136 @@
+"""Which bins are taken: file lists (JSON, count -> list of `data/metadata/ID.json`), names and limits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from binventory.config.schema import S3Config
+from binventory.data.sources.base import BinFiles, Listing
+from binventory.data.sources.s3 import is_s3, read_object
+from binventory.errors import InputError
+
+FILE_LIST_NAME = "file_list.json"
+MAX_ID_BYTES = 200  # a file name holds 255, of which the suffixes of photo and temporary file need some
+
+
+def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str, int]:
+    """Read a file list from a local path or, with the `s3` config node, from an S3 URI.
+
+    Returns:
+        Bin id -> count, in file order: the counts in the order of the JSON's keys, within a count the ids as listed.
+
+    Raises:
+        InputError: the list is missing or is not what a file list must be; the message names it.
+    """
+    name = str(location)
+    if not is_s3(name):
+        path = Path(name)
+        try:
+            return parse_file_list(path.read_bytes(), name)
+        except OSError as error:
+            raise InputError(f"file list {name}: cannot be read: {error.strerror}") from error
+    if s3 is None:
+        raise InputError(f"file list {name}: S3 needs the s3 config; name a local file instead")
+    data = read_object(name, s3)
+    if data is None:
+        raise InputError(f"file list {name}: no such object; check the bucket and the key")
+    return parse_file_list(data, name)
+
+
+def parse_file_list(data: bytes, name: str) -> dict[str, int]:
+    """Parse a file list's bytes; `name` is what error messages call it. Returns and raises as `read_file_list`."""
+    counts: dict[str, int] = {}
+    for key, entries in _load_object(data, name).items():
+        if re.fullmatch(r"[0-9]{1,9}", key) is None:
+            raise InputError(f"file list {name}: key {_shown(key)} is no count; keys are whole numbers such as '3'")
+        if not isinstance(entries, list):
+            raise InputError(
+                f"file list {name}: count {key} holds {_shown(entries)}, not a list of data/metadata/ID.json"
+            )
+        for entry in entries:
+            bin_id = _entry_id(entry, key, name)
+            if bin_id in counts:
+                raise InputError(f"file list {name}: id {bin_id} is listed twice, under {counts[bin_id]} and {key}")
+            counts[bin_id] = int(key)
+    if not counts:
+        raise InputError(f"file list {name}: lists no bins")
+    return counts
+
+
+def check_id(bin_id: str, where: str) -> str:
+    """Return the id when it can be a file name in any folder, and never one outside of it.
+
+    Raises:
+        InputError: naming the id and `where` it stands.
+    """
+    unusable = not bin_id.isprintable() or bin_id.startswith(".") or "/" in bin_id or "\\" in bin_id
+    if not bin_id or unusable or len(bin_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
+        raise InputError(
+            f"{where}: {_shown(bin_id)} cannot be a bin id: an id is a file name without '/' or '\\', not hidden, "
+            f"printable, at most {MAX_ID_BYTES} bytes"
+        )
+    return bin_id
+
+
+def name_order(bin_id: str) -> bytes:
+    """Sort key that orders ids as S3 lists their photos: by the bytes of the key, suffix included."""
+    return f"{bin_id}.jpg".encode()
+
+
+def take(bins: Mapping[str, BinFiles], wanted: Mapping[str, int] | None, limit: int | None, where: str) -> Listing:
+    """Cut what exists (`bins`, by id) to the ids of a file list, if any, and to `limit`.
+
+    The limit takes the first ids by name, not in file order: a file list goes count by count, so the head of it would
+    be one class. It counts listed ids whether they exist or not, so that a partial source takes the same bins.
+
+    Raises:
+        InputError: nothing is left; the message starts with `where`.
+    """
+    ids = sorted(bins if wanted is None else wanted, key=name_order)[:limit]
+    found = tuple(bins[bin_id] for bin_id in ids if bin_id in bins)
+    if not found:
+        reason = "holds no bins" if wanted is None else f"holds none of the {len(ids)} bins of the file list"
+        raise InputError(f"{where}: {reason}; check the location and data.file_list")
+    return Listing(bins=found, absent=tuple(bin_id for bin_id in ids if bin_id not in bins), split_list=wanted)
+
+
+def own_list_of_folder(folder: Path) -> dict[str, int] | None:
+    """Read the file_list.json that lies in a source's folder; None where there is none."""
+    path = folder / FILE_LIST_NAME
+    return read_file_list(path) if path.exists() else None
+
+
+def _load_object(data: bytes, name: str) -> dict[str, object]:
+    def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        merged = dict(pairs)
+        if len(merged) < len(pairs):  # json would keep the last and lose the others' bins without a word
+            raise InputError(f"file list {name}: a key stands twice among {_shown([key for key, _ in pairs])}")
+        return merged
+
+    try:
+        parsed = json.loads(data, object_pairs_hook=refuse_repeats)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
+        raise InputError(f"file list {name}: is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InputError(f"file list {name}: holds {_shown(parsed)}, not an object of count -> list")
+    return parsed
+
+
+def _entry_id(entry: object, count: str, name: str) -> str:
+    where = f"file list {name}: count {count}"
+    if not isinstance(entry, str):
+        raise InputError(f"{where}: entry {_shown(entry)} is no text such as 'data/metadata/00001.json'")
+    path = PurePosixPath(entry)
+    if not entry.endswith(".json") or ".." in path.parts:
+        raise InputError(f"{where}: entry {_shown(entry)} is not of the form data/metadata/ID.json")
+    return check_id(path.name.removesuffix(".json"), where)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,76 @@
+"""Bins laid out as `<count>/<id>.jpg`, as torchvision's ImageFolder reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from binventory.config.schema import S3Config
+from binventory.data.sources.base import BinFiles, Listing
+from binventory.data.sources.file_list import check_id, own_list_of_folder, read_file_list, take
+from binventory.data.sources.photo_tree import COUNT_NAME, PhotoFile, count_of, list_photos
+from binventory.data.sources.s3 import is_s3, naming
+from binventory.errors import InputError
+
+_TREE_HINT = "folders are named by quantity: 1/, 2/, …"
+
+
+class ImageFolderSource:
+    """Reads one tree of count folders with jpg, jpeg or png photos; the folder's name is the label.
+
+    Taken are the bins of `file_list` or of the tree's own file_list.json where there is one, else all; of these the
+    first `limit` by name. A tree on S3 is fetched whole. Arguments as in `Source`.
+    """
+
+    def __init__(
+        self, location: str, *, file_list: str | None, limit: int | None, s3: S3Config, data_dir: str | Path
+    ) -> None:
+        self.location = location
+        self.file_list = file_list
+        self.limit = limit
+        self.s3 = s3
+        self.data_dir = data_dir
+
+    def fetch(self) -> Listing:
+        """List the tree. Raises InputError when it is no tree of counts or an id stands twice."""
+        folder = Path(self.location)
+        with naming("data.file_list"):
+            wanted = None if self.file_list is None else read_file_list(self.file_list, self.s3)
+        with naming("data.source"):
+            if not is_s3(self.location):
+                _check_tree(folder)
+                wanted = wanted or own_list_of_folder(folder)
+            return take(self._bins(), wanted, self.limit, self.location)
+
+    def _bins(self) -> dict[str, BinFiles]:
+        bins: dict[str, BinFiles] = {}
+        names: dict[str, str] = {}
+        for photo in list_photos(self.location, self.s3, self.data_dir):
+            found = _bin_files(photo, self.location)
+            if found.id in bins:
+                raise InputError(f"{self.location}: {names[found.id]} and {photo.name} have the same id; rename one")
+            bins[found.id] = found
+            names[found.id] = photo.name
+        return bins
+
+
+def _bin_files(photo: PhotoFile, where: str) -> BinFiles:
+    count = count_of(photo.name)
+    if count is None:
+        raise InputError(f"{where}: {photo.name} is not <count>/<id>.jpg with a whole number as count; {_TREE_HINT}")
+    bin_id = check_id(PurePosixPath(photo.name).stem, f"{where}: {photo.name}")
+    return BinFiles(bin_id, photo.path, quantity=count, problem=photo.error)
+
+
+def _check_tree(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; check the path")
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    parts = [name for name in names if name in ("train", "test", "val")]
+    if parts:
+        raise InputError(f"{folder}: has {'/ and '.join(parts)}/; name one, e.g. data.source={folder / parts[0]}")
+    odd = [name for name in names if not COUNT_NAME.fullmatch(name)]
+    if odd:
+        raise InputError(f"{folder}: folder {odd[0]!r} is no count; {_TREE_HINT}")

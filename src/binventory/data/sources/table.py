@@ -1,0 +1,227 @@
+"""Bins listed in a CSV or Parquet table with the columns path, quantity[, group][, id]."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from binventory.config.schema import S3Config
+from binventory.data.sources.base import BinFiles, Listing
+from binventory.data.sources.file_list import check_id, read_file_list, take
+from binventory.data.sources.photo_tree import fetch_uris, ids_of
+from binventory.data.sources.s3 import is_s3, naming, read_object
+from binventory.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+COLUMNS = ("path", "quantity", "group", "id", "problem")
+MAX_QUANTITY = 10**9
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a table.
+
+    Attributes:
+        id: the column `id`; without that column made of the path, see `ids_of`.
+        location: the photo's absolute or S3 location; None in a row that has a problem instead of a path.
+        quantity: None when the cell is empty: unlabelled.
+        group: the column `group`.
+        problem: why the row cannot be used: the column `problem` (an index has it), or a bad quantity.
+    """
+
+    id: str
+    location: str | None
+    quantity: int | None = None
+    group: str | None = None
+    problem: str | None = None
+
+
+class TableSource:
+    """Reads a table. Paths are relative to the table's own folder, absolute, or S3 URIs, which are fetched.
+
+    Without an `id` column a bin's id is its photo's file name without the suffix where no other row has the same, else
+    the whole path with `__` for '/'. An empty quantity means unlabelled. Taken are the bins of `file_list` where one is
+    given, else all; of these the first `limit` by name. Arguments as in `Source`.
+    """
+
+    def __init__(
+        self, location: str, *, file_list: str | None, limit: int | None, s3: S3Config, data_dir: str | Path
+    ) -> None:
+        self.location = location
+        self.file_list = file_list
+        self.limit = limit
+        self.s3 = s3
+        self.data_dir = data_dir
+
+    def fetch(self) -> Listing:
+        """Read the table and fetch what lies on S3. Raises InputError when the table as a whole cannot be used."""
+        with naming("data.file_list"):
+            wanted = None if self.file_list is None else read_file_list(self.file_list, self.s3)
+        with naming("data.source"):
+            rows = {row.id: row for row in read_rows(self.location, self.s3, required=("path", "quantity"))}
+            bins = {row.id: BinFiles(row.id, None, None, row.quantity, row.group) for row in rows.values()}
+            listing = take(bins, wanted, self.limit, self.location)
+            taken = [rows[found.id] for found in listing.bins]
+            photos = photos_of(taken, self.s3, self.data_dir, self.location)
+        located = (
+            replace(found, photo=path, problem=problem)
+            for found, (path, problem) in zip(listing.bins, photos, strict=True)
+        )
+        return replace(listing, bins=tuple(located))
+
+
+def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) -> list[TableRow]:
+    """Read a table's rows, from a local file or S3.
+
+    Raises:
+        InputError: it is no CSV or Parquet table, is empty, lacks a column of `required`, or has a row without path and
+            id, or an id or path twice.
+    """
+    table = _read_table(location, s3)
+    absent = [name for name in required if name not in table.column_names]
+    if absent:
+        found = ", ".join(table.column_names)
+        raise InputError(f"{location}: has no column {absent[0]!r} but {found}; name it so in the first line")
+    if table.num_rows == 0:
+        raise InputError(f"{location}: has no rows; add one for each photo")
+    columns = {name: table.column(name).to_pylist() for name in COLUMNS if name in table.column_names}
+    cells = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    paths = [_text(cell["path"]) for cell in cells]
+    places = [None if path is None else _resolve(path, location) for path in paths]
+    problems = [_text(cell.get("problem")) for cell in cells]
+    _check_paths(places, problems, "id" in columns, location)
+    with naming(location):
+        ids = [_text(cell["id"]) or "" for cell in cells] if "id" in columns else ids_of([path or "" for path in paths])
+    _check_ids(ids, location)
+    return [
+        _row(bin_id, place, cell, problem)
+        for bin_id, place, cell, problem in zip(ids, places, cells, problems, strict=True)
+    ]
+
+
+def photos_of(
+    rows: list[TableRow], s3: S3Config, data_dir: str | Path, title: str
+) -> list[tuple[Path | None, str | None]]:
+    """Each row's photo on this machine and its problem, S3 ones fetched. Raises InputError as `fetch_uris`.
+
+    A row may have both: a photo whose quantity is no number can still be predicted.
+    """
+    remote = [row.location for row in rows if row.location is not None and is_s3(row.location)]
+    fetched = fetch_uris(remote, s3, data_dir, title)
+    photos: list[tuple[Path | None, str | None]] = []
+    for row in rows:
+        if row.location is None:
+            photos.append((None, row.problem))
+        elif row.location in fetched:
+            photo = fetched[row.location]
+            photos.append((photo.path, row.problem or photo.error))
+        elif _exists(row.location):
+            photos.append((Path(row.location), row.problem))
+        else:
+            photos.append((None, row.problem or f"no photo at {row.location}"))
+    return photos
+
+
+def _exists(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (OSError, ValueError):  # a cell may hold what can be no path at all
+        return False
+    return True
+
+
+def _row(bin_id: str, place: str | None, cell: dict[str, object], problem: str | None) -> TableRow:
+    quantity = None
+    try:
+        quantity = _quantity(cell.get("quantity"))
+    except ValueError as error:
+        problem = problem or str(error)
+    return TableRow(bin_id, place, quantity, _text(cell.get("group")), problem)
+
+
+def _resolve(path: str, table: str) -> str:
+    if is_s3(path):
+        return path
+    if is_s3(table) and not path.startswith("/"):
+        return f"{table.rpartition('/')[0]}/{path}"
+    return os.path.normpath(Path(table).parent / path)
+
+
+def _read_table(location: str, s3: S3Config) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    suffix = PurePosixPath(location).suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise InputError(f"{location}: is no table; name a .csv or .parquet file")
+    data = _read_bytes(location, s3)
+    try:
+        if suffix == ".parquet":
+            file = parquet.ParquetFile(pa.BufferReader(data))
+            return file.read(columns=[name for name in file.schema_arrow.names if name in COLUMNS])
+        # all columns that are read are text: '01000' is an id, and must not come back as 1000
+        types = {name: pa.string() for name in COLUMNS}
+        convert = csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+        table = csv.read_csv(pa.BufferReader(data), convert_options=convert)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{location}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())[:200]}") from error
+    for name in COLUMNS:
+        if table.column_names.count(name) > 1:
+            raise InputError(f"{location}: has column {name!r} twice; rename one")
+    return table
+
+
+def _read_bytes(location: str, s3: S3Config) -> bytes:
+    if is_s3(location):
+        data = read_object(location, s3)
+        if data is None:
+            raise InputError(f"{location}: no such object; check the bucket and the key")
+        return data
+    try:
+        return Path(location).read_bytes()
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read: {error.strerror}; check the path") from error
+
+
+def _text(value: object) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def _quantity(value: object) -> int | None:
+    text = _text(value)
+    if text is None or text.lower() == "nan":
+        return None
+    # "3.0": how a column of whole numbers with gaps is written by many tools
+    whole = re.fullmatch(r"([0-9]{1,12})(\.0*)?", text)
+    if whole is None or int(whole[1]) > MAX_QUANTITY:
+        raise ValueError(f"quantity {text[:40]!r} is no whole number from 0 up")
+    return int(whole[1])
+
+
+def _check_paths(paths: list[str | None], problems: list[str | None], has_ids: bool, location: str) -> None:
+    first: dict[str, int] = {}
+    for number, (path, problem) in enumerate(zip(paths, problems, strict=True), start=1):
+        if path is None:
+            if problem is None or not has_ids:
+                raise InputError(f"{location}: row {number} has no path; fill it in or remove the row")
+        elif path in first:
+            raise InputError(f"{location}: rows {first[path]} and {number} have the same path {path}; remove one")
+        else:
+            first[path] = number
+
+
+def _check_ids(ids: list[str], location: str) -> None:
+    first: dict[str, int] = {}
+    for number, bin_id in enumerate(ids, start=1):
+        check_id(bin_id, f"{location}: row {number}")
+        if bin_id in first:
+            raise InputError(f"{location}: rows {first[bin_id]} and {number} have the same id {bin_id}; rename one")
+        first[bin_id] = number

@@ -1,0 +1,198 @@
+"""Which bins train, validate and test: pure functions of the bins and `data.split_seed`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+from binventory.errors import ConfigError
+
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLITS = (TRAIN, VAL, TEST)
+
+SIBLING_DISTANCE = 2  # photos of one bin taken before and after a change have ids this close
+
+
+def report_split(
+    quantities: Mapping[str, int], *, counts: Collection[int], test_fraction: float, val_fraction: float, seed: int
+) -> dict[str, str]:
+    """Split as the source report did: stratified by count, at random over single photos.
+
+    Args:
+        quantities: bin id -> count in file order, before any photo is dropped; the order decides the outcome.
+        counts: bins of other counts take no part.
+        test_fraction: share of all bins that becomes test.
+        val_fraction: share of the remaining bins that becomes val; 0: no val.
+        seed: scikit-learn's random_state.
+
+    Returns:
+        bin id -> train, val or test, for every bin whose count is in `counts`.
+
+    Raises:
+        ConfigError: too few bins of a count, or too few bins in all, to split.
+    """
+    ids = [bin_id for bin_id, quantity in quantities.items() if quantity in counts]
+    train, test = _stratified(ids, quantities, test_fraction, seed, "data.test_fraction")
+    val: list[str] = []
+    if val_fraction > 0:
+        train, val = _stratified(train, quantities, val_fraction, seed, "data.val_fraction")
+    return dict.fromkeys(train, TRAIN) | dict.fromkeys(val, VAL) | dict.fromkeys(test, TEST)
+
+
+def _stratified(
+    ids: Sequence[str], quantities: Mapping[str, int], fraction: float, seed: int, key: str
+) -> tuple[list[str], list[str]]:
+    from sklearn.model_selection import train_test_split
+
+    labels = [quantities[bin_id] for bin_id in ids]
+    try:
+        rest, part = train_test_split(list(ids), test_size=fraction, stratify=labels, random_state=seed)
+    except ValueError as error:  # scikit-learn's words for "too few" name none of our keys
+        sizes = ", ".join(f"{count}: {number}" for count, number in sorted(Counter(labels).items()))
+        raise ConfigError(
+            f"{key}={fraction} cannot be cut from these bins (bins of each count: {sizes or 'none'}): every count "
+            "needs a bin in each split; give more bins, raise data.limit or leave rare counts out of data.counts"
+        ) from error
+    return rest, part
+
+
+def sibling_groups(
+    ids: Sequence[str], asins: Sequence[Collection[str]], stated: Sequence[str | None] | None = None
+) -> list[str]:
+    """Find the bins that must stay together: photos of one bin before and after a change.
+
+    Bins are siblings when their ids are numbers of equal width that differ by at most 2 and they share an ASIN. A group
+    is what siblings connect. Where the source states a group itself (`stated`), that one holds instead.
+
+    Args:
+        ids: bin ids, each once.
+        asins: the ASINs of each bin; empty where unknown.
+        stated: the source's own group of each bin, or None.
+
+    Returns:
+        The name of each bin's group: the stated one, or the first id of the group.
+    """
+    stated = stated if stated is not None else [None] * len(ids)
+    parent = list(range(len(ids)))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    by_width: dict[int, list[int]] = defaultdict(list)
+    for node, bin_id in enumerate(ids):
+        if stated[node] is None and bin_id.isascii() and bin_id.isdigit():
+            by_width[len(bin_id)].append(node)
+    for nodes in by_width.values():
+        nodes.sort(key=lambda node: ids[node])  # of equal width: also the order of the numbers
+        for position, node in enumerate(nodes):
+            for other in nodes[position + 1 : position + 1 + SIBLING_DISTANCE]:
+                near = int(ids[other]) - int(ids[node]) <= SIBLING_DISTANCE
+                if near and not set(asins[node]).isdisjoint(asins[other]):
+                    # the smaller id becomes the root, so that a group's name doesn't depend on the listing order
+                    first, second = sorted((root(node), root(other)), key=lambda found: ids[found])
+                    parent[second] = first
+    return [stated[node] or ids[root(node)] for node in range(len(ids))]
+
+
+def grouped_split(
+    ids: Sequence[str],
+    quantities: Sequence[int],
+    groups: Sequence[str],
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+) -> dict[str, str]:
+    """Split so that no group is parted and every split has nearly the same shares of counts.
+
+    The outcome does not depend on the order of the bins.
+
+    Args:
+        ids: bin ids.
+        quantities: count of each bin.
+        groups: group name of each bin.
+        test_fraction: share of the bins that becomes test.
+        val_fraction: share of the remaining bins that becomes val; 0: no val.
+        seed: decides which groups of equal make-up go where.
+
+    Returns:
+        bin id -> train, val or test.
+    """
+    members: dict[str, Counter[int]] = defaultdict(Counter)
+    for quantity, group in zip(quantities, groups, strict=True):
+        members[group][quantity] += 1
+    test = _cut_groups(members, test_fraction, seed)
+    rest = {group: content for group, content in members.items() if group not in test}
+    val = _cut_groups(rest, val_fraction, seed) if val_fraction > 0 else set()
+    split_of = {group: TEST if group in test else VAL if group in val else TRAIN for group in members}
+    return {bin_id: split_of[group] for bin_id, group in zip(ids, groups, strict=True)}
+
+
+def _cut_groups(members: Mapping[str, Counter[int]], fraction: float, seed: int) -> set[str]:
+    """Choose groups that hold `fraction` of the bins of each count, as nearly as whole groups allow.
+
+    Large groups are placed first, and each goes where the counts it holds are further behind: both sides fill at the
+    same rate, so neither gets more large groups than its share. A hash gives the order among equals, so the order in
+    which bins are listed plays no part.
+    """
+    totals: Counter[int] = Counter()
+    for content in members.values():
+        totals.update(content)
+
+    def order(group: str) -> tuple[int, bytes]:
+        return -members[group].total(), hashlib.sha256(f"{seed}:{group}".encode()).digest()
+
+    lead = dict.fromkeys(
+        totals, 0.0
+    )  # of each count: how much fuller the part is than the rest, as shares of their aims
+    part: set[str] = set()
+    for group in sorted(members, key=order):
+        held = sorted(members[group].items())  # sums of floats depend on their order
+        in_part = {count: lead[count] + n / (fraction * totals[count]) for count, n in held}
+        in_rest = {count: lead[count] - n / ((1 - fraction) * totals[count]) for count, n in held}
+        if sum(x * x for x in in_part.values()) < sum(x * x for x in in_rest.values()):
+            part.add(group)
+            lead.update(in_part)
+        else:
+            lead.update(in_rest)
+    return part
+
+
+def share_deviation(split_of: Mapping[str, str], quantities: Mapping[str, int], split: str) -> tuple[float, int]:
+    """Return how far a split's shares of counts are from those of all split bins: the largest difference and its count.
+
+    Args:
+        split_of: bin id -> split; at least one bin is in `split`.
+        quantities: bin id -> count, for every id of `split_of`.
+        split: train, val or test.
+    """
+    whole = Counter(quantities[bin_id] for bin_id in split_of)
+    inside = Counter(quantities[bin_id] for bin_id, name in split_of.items() if name == split)
+    return max((abs(inside[count] / inside.total() - whole[count] / whole.total()), count) for count in whole)
+
+
+def check_no_empty_count(split_sizes: Mapping[str, Mapping[int, int]], counts: Sequence[int], has_val: bool) -> None:
+    """Refuse a split that leaves a count of `data.counts` without a bin.
+
+    Args:
+        split_sizes: split -> count -> number of bins.
+        counts: `data.counts`.
+        has_val: whether `data.val_fraction` is above 0.
+
+    Raises:
+        ConfigError: names the count and the splits that lack it.
+    """
+    names = [name for name in SPLITS if name != VAL or has_val]
+    for count in counts:
+        lacking = [name for name in names if not split_sizes.get(name, {}).get(count)]
+        if lacking:
+            found = ", ".join(f"{split_sizes.get(name, {}).get(count, 0)} in {name}" for name in names)
+            raise ConfigError(
+                f"data.counts={list(counts)}: no bin with quantity {count} in {' and '.join(lacking)} ({found}): leave "
+                f"{count} out of data.counts, give more bins (data.source, data.limit), or change data.test_fraction "
+                "or data.val_fraction"
+            )

@@ -1,0 +1,116 @@
+"""Run one job in its run folder: the lock, the status, the exit code. Every way to start a job ends here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from binventory.config.capture import redact_text, save_config
+from binventory.errors import UserError
+from binventory.files import write_json
+from binventory.launch.spec import JobSpec
+from binventory.tracking.provenance import provenance
+from binventory.tracking.run_folder import RunFolder, State
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 143
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; not an Exception, so that nothing on the way up takes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_PREEMPTED
+
+
+def execute(spec: JobSpec) -> tuple[int, Any]:
+    """Run a job in this process.
+
+    Rank 0 writes the run folder; other ranks only compute.
+
+    Returns:
+        The exit code of the design's table, and what the task returned (None unless the code is 0).
+    """
+    is_writer = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    folder = RunFolder(Path(spec.run_dir))
+    try:
+        if is_writer:
+            folder.open()
+    except UserError as error:
+        report_user_error(error)
+        return EXIT_USER_ERROR, None
+    restore = _raise_on_signals()
+    try:
+        return _run(spec, folder, is_writer)
+    finally:
+        restore()
+        folder.close()
+
+
+def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
+    def status(state: State, exit_code: int | None = None, error: BaseException | None = None) -> None:
+        if is_writer:
+            folder.write_status(state, exit_code=exit_code, error=error)
+
+    config = OmegaConf.create({name: value for name, value in spec.config.items() if name != "hydra"})
+    try:
+        status("running")
+        if is_writer:
+            save_config(config, folder.path / "config.yaml")
+            write_json(folder.path / "provenance.json", provenance(spec.overrides))
+        result = import_task(spec.task)(config, folder.path)
+    except UserError as error:
+        status("failed", EXIT_USER_ERROR, error)
+        report_user_error(error)
+        return EXIT_USER_ERROR, None
+    except (Interrupted, KeyboardInterrupt) as error:
+        exit_code = error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
+        status("preempted", exit_code, error)
+        print(f"{error or 'stopped by SIGINT'}: {folder.path}", file=sys.stderr)
+        return exit_code, None
+    except Exception as error:  # noqa: BLE001  the one place where a defect becomes a status and exit code 1
+        status("failed", EXIT_FAILED, error)
+        print(redact_text(traceback.format_exc()), file=sys.stderr)
+        return EXIT_FAILED, None
+    status("done", EXIT_DONE)
+    return EXIT_DONE, result
+
+
+def import_task(task: str) -> Callable[..., Any]:
+    """Import `package.module:function`."""
+    module, _, function = task.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def report_user_error(error: UserError) -> None:
+    """Say what the user can mend, in one line, on stderr."""
+    print(f"error: {redact_text(' '.join(str(error).split()))}", file=sys.stderr)
+
+
+def _raise_on_signals() -> Callable[[], None]:
+    """Turn SIGINT and SIGTERM into `Interrupted` until the returned function is called."""
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    return restore

@@ -1,0 +1,166 @@
+"""timm backbones by name: random, from timm's hub, or from a local file, with a new head."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from binventory.config.suggest import did_you_mean
+from binventory.errors import ConfigError, InputError
+
+log = logging.getLogger(__name__)
+
+HUB_TIMEOUT_S = 10.0
+
+
+def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
+    """Build a timm model with `num_outputs` outputs.
+
+    Args:
+        name: timm model name, e.g. resnet18.
+        weights: `none`; a .safetensors, .pth, .pt or .bin file with timm's names; or a pretrained tag of timm's hub.
+        num_outputs: width of the new head.
+
+    Raises:
+        ConfigError: no such model or tag; the hub can't be reached.
+        InputError: the file can't be read or belongs to another network.
+    """
+    if not timm.is_model(name):
+        raise ConfigError(f"model.name={name}: timm has no such model{did_you_mean(name, timm.list_models())}")
+    if weights == "none":
+        return _create(name, num_outputs=num_outputs)
+    if Path(weights).suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        network = _create(name, num_outputs=num_outputs)
+        _load(network, read_weights(Path(weights)), source=f"model.weights={weights}", name=name)
+        return network
+    return _from_hub(name, weights, num_outputs)
+
+
+def _create(name: str, *, num_outputs: int, pretrained: bool = False) -> nn.Module:
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_outputs)
+
+
+def _from_hub(name: str, weights: str, num_outputs: int) -> nn.Module:
+    architecture, _, tag = weights.partition(".")
+    tags = timm.list_pretrained(f"{name}.*")
+    if architecture != name or weights not in tags:
+        hint = did_you_mean(weights, tags) or f"; timm has {', '.join(tags) or 'none'}"
+        raise ConfigError(f"model.weights={weights}: no pretrained weights of {name} by this name{hint}")
+    _reach_hub(weights)
+    try:
+        return _create(f"{architecture}.{tag}", num_outputs=num_outputs, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(_unreachable(weights, error)) from error
+
+
+def _reach_hub(weights: str) -> None:
+    """Ask the hub once, unless the weights are here already: its own client tries for most of a minute."""
+    from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
+
+    repository: str = cast(Any, timm.get_pretrained_cfg(weights)).hf_hub_id
+    cached = [try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin")]
+    if any(isinstance(path, str) for path in cached):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(_unreachable(weights, "HF_HUB_OFFLINE is set"))
+    try:
+        get_session().head(hf_hub_url(repository, "model.safetensors"), timeout=HUB_TIMEOUT_S)
+    except Exception as error:
+        raise ConfigError(_unreachable(weights, error)) from error
+
+
+def _unreachable(weights: str, reason: object) -> str:
+    return (
+        f"model.weights={weights}: the model hub can't be reached and the weights are not cached"
+        f" ({' '.join(str(reason).split())[:160]});"
+        " set model.weights=PATH of a .safetensors or .pth file, or model.weights=none"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running any code from the file.
+
+    Raises:
+        InputError: not a file of tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"model.weights={path}: no such file") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"model.weights={path}: cannot read this file as weights ({reason})") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(
+            f"model.weights={path}: holds no state dict of tensors; save one with torch.save(model.state_dict())"
+        )
+    return {str(key): value for key, value in loaded.items()}
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], *, source: str, name: str) -> None:
+    """Copy weights into everything but the head."""
+    own = network.state_dict()
+    head = {key for key in own if key.startswith(tuple(f"{prefix}." for prefix in _head_names(network)))}
+    kept = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in head}
+    wrong = [key for key, value in kept.items() if value.shape != own[key].shape]
+    missing = sorted(set(own) - head - set(kept))
+    unexpected = sorted(set(state) - set(own))
+    if wrong or missing or unexpected:
+        kinds = (("missing", missing), ("unknown", unexpected), ("of another shape", wrong))
+        said = "; ".join(f"{len(keys)} {kind}, e.g. {keys[0]}" for kind, keys in kinds if keys)
+        raise InputError(f"{source}: not weights of {name} ({said}); name the file of this network or another model")
+    if not_finite := [key for key, value in kept.items() if not torch.isfinite(value.float()).all()]:
+        raise InputError(f"{source}: {not_finite[0]} holds NaN or infinity; the file is damaged")
+    network.load_state_dict(kept, strict=False)
+    log.info("%s: loaded %d tensors, new head", source, len(kept))
+
+
+def _head_names(network: nn.Module) -> tuple[str, ...]:
+    classifier = cast(dict[str, Any], cast(Any, network).pretrained_cfg).get("classifier", "fc")
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def freeze(network: nn.Module, finetune: str) -> None:
+    """Take gradients away from what is not trained.
+
+    Args:
+        network: a timm model.
+        finetune: full, head (the classifier alone) or last_stage (the last stage of the backbone and all after it).
+    """
+    if finetune == "full":
+        return
+    trained = _last_stage(network) if finetune == "last_stage" else set()
+    heads = tuple(f"{prefix}." for prefix in _head_names(network))
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad = key in trained or key.startswith(heads)
+
+
+def _last_stage(network: nn.Module) -> set[str]:
+    timm_model = cast(Any, network)
+    groups: dict[str, int] = group_parameters(network, timm_model.group_matcher(coarse=True), reverse=True)
+    stage = timm_model.feature_info[-1]["module"]
+    first = min(group for key, group in groups.items() if key.startswith(f"{stage}."))
+    return {key for key, group in groups.items() if group >= first}
+
+
+def frozen_to_eval(module: nn.Module) -> None:
+    """Put parts without a trained parameter into eval mode: frozen BatchNorm keeps its statistics, dropout is off."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        frozen_to_eval(child)

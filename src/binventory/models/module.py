@@ -1,0 +1,153 @@
+"""The LightningModule: network, objective, optimizer and metrics of one run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from binventory.data.loader import PADDING, Batch
+from binventory.metrics.counting import CountingMetrics
+from binventory.models.backbones import frozen_to_eval
+from binventory.models.network import BinNetwork
+
+CHECKPOINT_KEY = "binventory"
+
+
+class BinCounter(pl.LightningModule):
+    """Trains a network to count.
+
+    Args:
+        network: uint8 pixels to outputs.
+        objective: see `binventory.objectives`.
+        counts: the quantities that are classes.
+        optimizer: called with the trained parameters.
+        scheduler: called with the optimizer and, where it takes them, `steps_per_epoch` and `max_epochs`.
+        seed: with (global step, rank) it decides every random draw of the network.
+        description: plain values that travel in every checkpoint: model, objective, preprocessing, counts.
+    """
+
+    def __init__(
+        self,
+        network: BinNetwork,
+        objective: nn.Module,
+        counts: Sequence[int],
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        seed: int,
+        description: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.objective: Any = objective
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.seed = seed
+        self.description = description
+        self.train_loss = MeanMetric()
+        self.train_accuracy = MeanMetric()
+        self.eval_metrics = CountingMetrics(counts)
+        self.last_val: dict[str, Any] | None = None
+        self.last_test: dict[str, Any] | None = None
+        self.test_rows: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute probabilities (B, C) over the counts from pixels (B, 3, H, W) uint8."""
+        probabilities: Tensor = self.objective.probabilities(self.network(pixels))
+        return probabilities
+
+    def train(self, mode: bool = True) -> BinCounter:
+        """Switch to training mode; frozen parts stay in eval mode."""
+        super().train(mode)
+        if mode:
+            frozen_to_eval(self.network)
+        return self
+
+    # Training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Reseed, so that a step's draws depend on (seed, step, rank) and on nothing that ran before."""
+        entropy = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch."""
+        outputs = self.network(batch.pixels)
+        loss: Tensor = self.objective.loss(outputs, batch.target)
+        with torch.no_grad():
+            self.train_loss.update(loss.detach(), weight=len(batch.target))
+            self.train_accuracy.update((outputs.argmax(dim=1) == batch.target).float())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After the epoch's last step, log its mean loss and accuracy over all ranks.
+
+        Not in `on_train_epoch_end`: callbacks that read the epoch's figures come before the module there.
+        """
+        if self.trainer.is_last_batch:
+            figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
+            self.log_dict(figures, on_step=False, on_epoch=True)
+            self.train_loss.reset()
+            self.train_accuracy.reset()
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation figures."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test figures and keep its probabilities."""
+        there, probabilities = self._evaluate(batch)
+        self.test_rows.append((batch.position[there].cpu(), probabilities.cpu()))
+
+    def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        there = batch.position != PADDING
+        outputs, target = self.network(batch.pixels)[there], batch.target[there]
+        probabilities = self.objective.probabilities(outputs)
+        loss = self.objective.loss(outputs, target) if len(target) else None
+        self.eval_metrics.update(probabilities, target, loss)
+        return there, probabilities
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation figures."""
+        self.last_val = self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test figures."""
+        self.last_test = self._finish("test")
+
+    def _finish(self, split: str) -> dict[str, Any]:
+        figures = self.eval_metrics.compute()
+        self.eval_metrics.reset()
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items() if isinstance(value, float)})
+        return figures
+
+    # Optimization and checkpoints
+
+    def configure_optimizers(self) -> Any:
+        """Complete the optimizer with the trained parameters and the schedule with the length of the run."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = self.make_optimizer(trained)
+        max_epochs = self.trainer.max_epochs or 1
+        length = {
+            "steps_per_epoch": max(1, int(self.trainer.estimated_stepping_batches) // max_epochs),
+            "max_epochs": max_epochs,
+        }
+        wanted = inspect.signature(self.make_scheduler).parameters
+        scheduler = self.make_scheduler(optimizer, **{name: value for name, value in length.items() if name in wanted})
+        # Ours know the length of the run and move every step; torch's own count epochs.
+        interval = "step" if "steps_per_epoch" in wanted else "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put what the weights mean beside them, and the validation figures they had."""
+        checkpoint[CHECKPOINT_KEY] = {**self.description, "val": self.last_val}

@@ -1,0 +1,148 @@
+"""Every mistake on the command line is one line, exit code 2, and nothing on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from binventory.launch.entry import main
+
+# (command line, what the line must say)
+MISTAKES = [
+    # group choices
+    ("model=resent18", ["model=resent18", "did you mean resnet18?"]),
+    ("data=abdi", ["data=abdi", "did you mean abid?"]),
+    ("debug=quick", ["debug=quick", "choose one of", "fast"]),
+    ("trainer=", ["trainer"]),
+    ("+model=resnet18", ["+model=resnet18", "without the +"]),
+    ("++trainer=cpu", ["++trainer=cpu", "without the +"]),
+    ("~model", ["~model", "required", "resnet18"]),
+    ("model@net=resnet18", ["model@net"]),
+    # keys
+    ("data.bach_size=3", ["data.bach_size=3", "did you mean data.batch_size?"]),
+    ("lr=0.1", ["lr=0.1", "did you mean optimizer.lr?"]),
+    ("modle=resnet18", ["modle=resnet18", "did you mean model?"]),
+    ("+data.bach_size=3", ["data.bach_size=3", "did you mean data.batch_size?"]),
+    ("++trainer.max_epoch=3", ["trainer.max_epoch=3", "did you mean trainer.max_epochs?"]),
+    ("+anything=1", ["anything=1", "no such key"]),
+    ("~trainer.max_epochs", ["~trainer.max_epochs", "required"]),
+    ("optimizer.momentum=0.9", ["optimizer.momentum=0.9", "no such key"]),
+    ("objective.label_smothing=0.1", ["did you mean objective.label_smoothing?"]),
+    ("data.reader.num_bin=100", ["did you mean data.reader.num_bins?"]),
+    ("hydra.sweeep=1", ["hydra.sweeep"]),
+    ("--nope", ["--nope", "no such option"]),
+    # grammar
+    ("data.batch_size=[1", ["data.batch_size=[1", "not a valid override"]),
+    ("optimizer.lr", ["optimizer.lr", "not a valid override"]),
+    ("data.source=a=b", ["data.source=a=b", "quote"]),
+    # types
+    ("data.batch_size=many", ["data.batch_size=many", "Integer"]),
+    ("trainer.max_epochs=1.5", ["trainer.max_epochs=1.5"]),
+    ("data.counts=3", ["data.counts"]),
+    ("data.counts=[1,two]", ["data.counts", "two"]),
+    ("seed=null", ["seed=None"]),
+    ("data.batch_size=${nothing.here}", ["data.batch_size", "nothing.here"]),
+    # ranges and choices
+    ("seed=-1", ["seed=-1", "at least 0"]),
+    ("optimizer.lr=0", ["optimizer.lr=0", "above 0"]),
+    ("optimizer.lr=nan", ["optimizer.lr=nan"]),
+    ("data.val_fraction=1", ["data.val_fraction=1", "below 1"]),
+    ("data.hflip=nan", ["data.hflip=nan"]),
+    ("data.split=groupd", ["data.split=groupd", "did you mean grouped?"]),
+    ("model.finetune=all", ["model.finetune=all", "full, head, last_stage"]),
+    ("trainer.precision=bf16", ["trainer.precision=bf16", "bf16-mixed"]),
+    # values against each other
+    ("trainer=gpu", ["trainer.accelerator=gpu", "no GPU", "trainer=cpu"]),
+    ("data.image_size=16", ["data.image_size=16", "stride", "32"]),
+    ("trainer=ddp_cpu data.batch_size=3", ["data.batch_size=3", "2 devices", "take 2"]),
+    ("trainer.devices=2", ["trainer.strategy=auto", "ddp"]),
+    ("trainer.num_nodes=2 trainer.strategy=ddp", ["trainer.num_nodes=2", "MASTER_ADDR"]),
+    ("trainer.sync_batchnorm=true", ["trainer.sync_batchnorm", "GPU"]),
+    ("trainer.precision=16-mixed", ["trainer.precision=16-mixed", "GPU"]),
+    ("data.counts=[3]", ["data.counts=[3]", "at least two"]),
+    ("data.counts=[2,1]", ["data.counts=[2, 1]", "ascending"]),
+    ("data.counts=[1,1]", ["data.counts=[1, 1]", "different"]),
+    ("data.val_fraction=0", ["objective_metric=val/accuracy", "data.val_fraction=0"]),
+    ("objective_metric=test/accuracy", ["objective_metric=test/accuracy", "test set"]),
+    ("objective_metric=val/acuracy", ["did you mean val/accuracy?"]),
+    ("objective_metric=null callbacks.early_stopping.patience_epochs=3", ["patience_epochs", "objective_metric"]),
+    ("data.split_list=pyproject.toml", ["data.split_list"]),
+    ("data.file_list=nowhere.json", ["data.file_list=nowhere.json", "no such file"]),
+    ("model.weights=nowhere.pth", ["model.weights=nowhere.pth", "no such file"]),
+    ("init_from=nowhere", ["init_from=nowhere", "no such file or folder"]),
+    ("scheduler.warmup_epochs=50", ["scheduler.warmup_epochs=50", "trainer.max_epochs"]),
+    ("model.name=resnet19", ["model.name=resnet19", "did you mean resnet18?"]),
+    ("optimizer._target_=torch.optim.RMSprp", ["did you mean RMSprop?"]),
+    ("objective._target_=binventory.objectives.nothing.Here", ["objective._target_"]),
+    ("data=imagefolder", ["data.source", "no value is set"]),
+    # among good ones
+    ("-m model=resnet18,resent18", ["model=resent18", "did you mean resnet18?"]),
+    ("-m data.batch_size=8,16,x", ["data.batch_size=x"]),
+    ("-m seed=0,1 optimizer.lr=interval(0,1)", ["optimizer.lr=0"]),
+    ("-m seed=range(0,100) data.batch_size=8,0", ["data.batch_size=0", "at least 1"]),
+    ("--cfg job data.bach_size=3", ["did you mean data.batch_size?"]),
+    ("check=true data.bach_size=3", ["did you mean data.batch_size?"]),
+    ("--config-dir=nowhere", ["--config-dir=nowhere", "no such folder"]),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_mistake_is_one_line(
+    line: str, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main("train", line.split())
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2, captured
+    assert captured.err.count("\n") == 1, captured.err
+    for part in said:
+        assert part in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == [], "something was written although nothing ran"
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "said"),
+    [
+        ("predict", "input=photos", ["run", "no value is set"]),
+        ("predict", "run=nowhere input=photos", ["run=nowhere", "no such file or folder"]),
+        ("predict", "run=. input=photos batchsize=3", ["did you mean batch_size?"]),
+        ("predict", "run=. input=photos accelerator=gpu", ["no GPU"]),
+        ("evaluate", "run=.", ["source", "no value is set"]),
+        ("prepare", "layout=folders", ["layout=folders", "imagefolder"]),
+        ("prepare", "model=resnet18", ["model=resnet18", "no such key"]),
+    ],
+)
+def test_mistake_in_other_tasks(
+    task: str,
+    line: str,
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(task, line.split())
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2, captured
+    assert captured.err.count("\n") == 1, captured.err
+    for part in said:
+        assert part in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_prints_the_config_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main("train", ["check=true", "model=resnet50", "data.batch_size=12"])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 0
+    assert "name: resnet50" in captured.out
+    assert "batch_size: 12" in captured.out
+    assert "hydra" not in captured.out
+    assert list(tmp_path.iterdir()) == []

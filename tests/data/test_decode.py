@@ -1,0 +1,181 @@
+"""Photos become RGB images, or are refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from binventory.data.decode import MAX_PHOTO_BYTES, PhotoError, decode_rgb, read_photo
+
+
+def encode(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def gradient(width: int = 40, height: int = 24) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 60)], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    return start + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b"")
+
+
+def animated_png() -> bytes:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    return encode(frames[0], "PNG", save_all=True, append_images=frames[1:])
+
+
+JPEG = encode(gradient(), "JPEG")
+PNG = encode(gradient(), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "reason"),
+    [
+        (b"", "a.jpg", "empty file"),
+        (b"<html>404</html>", "a.jpg", "neither JPEG nor PNG"),
+        (encode(gradient(), "GIF"), "a.gif", "neither JPEG nor PNG"),
+        (PNG, "a.jpg", "content does not match the name: a PNG named .jpg"),
+        (JPEG, "a.PNG", "content does not match the name: a JPEG named .png"),
+        (JPEG[:-60], "a.jpg", "truncated or corrupt"),
+        (JPEG[:30], "a.jpg", "truncated or corrupt"),
+        (PNG[: len(PNG) // 2], "a.png", "truncated or corrupt"),
+        (png_of_size(10_001, 10_000), "a.png", "too many pixels: 10001x10000, at most 100 megapixels"),
+        (animated_png(), "a.png", "animated"),
+    ],
+)
+def test_unusable_photo_is_refused_with_its_name_and_a_reason(data: bytes, name: str, reason: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a refused photo must not also warn, e.g. about its size
+        with pytest.raises(PhotoError) as error:
+            decode_rgb(data, name)
+    assert error.value.reason.startswith(reason)
+    assert str(error.value) == f"{name}: {error.value.reason}"
+    assert "\n" not in str(error.value)
+
+
+def test_a_photo_just_under_the_limit_gets_past_the_size_check() -> None:
+    with pytest.raises(PhotoError, match="truncated"):  # the file of this test holds no pixels
+        decode_rgb(png_of_size(10_000, 10_000), "a.png")
+
+
+def test_photo_cut_off_anywhere_is_refused() -> None:
+    for length in range(2, len(JPEG) - 2):
+        with pytest.raises(PhotoError):
+            decode_rgb(JPEG[:length], "a.jpg")
+
+
+def test_format_is_not_compared_when_the_name_states_none() -> None:
+    assert decode_rgb(PNG, "request body").size == (40, 24)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = np.zeros((16, 32, 3), dtype=np.uint8)
+    upright[:8, :16] = (255, 0, 0)  # red top left, green top right
+    upright[:8, 16:] = (0, 255, 0)
+    undo = {  # what the camera stored, so that the orientation turns it upright
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: np.rot90,
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.asarray(decode_rgb(encode(stored, "PNG", exif=exif), "a.png"))
+    np.testing.assert_array_equal(pixels, upright)
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    data = encode(gradient().convert("CMYK"), "JPEG", quality=100)
+    pixels = np.asarray(decode_rgb(data, "a.jpg")).astype(int)
+    assert np.abs(pixels - np.asarray(gradient())).mean() < 3
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    pixels = np.asarray(decode_rgb(encode(gradient().convert("L"), "PNG"), "a.png"))
+    np.testing.assert_array_equal(pixels, np.stack([np.asarray(gradient().convert("L"))] * 3, axis=-1))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    grey = (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024) + 100
+    pixels = np.asarray(decode_rgb(encode(Image.fromarray(grey), "PNG"), "a.png"))
+    np.testing.assert_array_equal(pixels[..., 0], grey >> 8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparent_pixels_become_white_and_opaque_ones_stay(mode: str) -> None:
+    image = Image.new("RGBA", (4, 2), (40, 40, 40, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 2, 2))
+    if mode == "RGB":  # one colour of an opaque mode may be declared transparent
+        data = encode(image.convert("RGB"), "PNG", transparency=(0, 0, 0))
+    else:
+        data = encode(image.convert(mode), "PNG")
+    pixels = np.asarray(decode_rgb(data, "a.png"))
+    assert (pixels[:, :2] == 255).all()
+    assert (pixels[:, 2:] == 40).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.sampled_from([JPEG, PNG, encode(gradient(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0")]),
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8),
+    cut=st.integers(0, 200),
+)
+def test_damaged_bytes_give_a_photo_or_a_photo_error(data: bytes, changes: list[tuple[int, int]], cut: int) -> None:
+    damaged = bytearray(data[: len(data) - cut])
+    for position, value in changes:
+        damaged[position % len(damaged)] = value
+    try:
+        image = decode_rgb(bytes(damaged), "a")
+    except PhotoError as error:
+        assert error.reason  # noqa: PT017
+    else:
+        assert image.mode == "RGB"
+
+
+def test_read_photo_names_what_cannot_be_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.jpg"
+    with huge.open("wb") as file:
+        file.truncate(MAX_PHOTO_BYTES + 1)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in (
+        ("huge.jpg", "file too large: 64 MiB"),
+        ("pipe.jpg", "not a regular file"),
+        ("gone.jpg", "cannot be read: No such file"),
+    ):
+        with pytest.raises(PhotoError, match=reason):
+            read_photo(tmp_path / name)
+
+
+@pytest.mark.abid
+def test_all_native_originals_decode(abid: Path) -> None:
+    photos = sorted((abid / "native" / "bin-images").iterdir())
+    widths = [decode_rgb(read_photo(photo), photo.name).width for photo in photos]
+    assert len(widths) == 389
+    assert 304 <= min(widths) < max(widths) <= 1100

@@ -1,0 +1,429 @@
+"""Bins from folders, trees, tables and file lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from pyarrow import parquet
+from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config
+
+from binventory.config.schema import S3Config
+from binventory.data.sources import make_source
+from binventory.data.sources.base import BinFiles, Listing
+from binventory.data.sources.file_list import check_id, parse_file_list, read_file_list
+from binventory.errors import ConfigError, InputError
+
+NO_S3 = s3_config("http://127.0.0.1:9")
+READERS = {
+    "bucket": "binventory.data.sources.bucket.BucketSource",
+    "imagefolder": "binventory.data.sources.imagefolder.ImageFolderSource",
+    "table": "binventory.data.sources.table.TableSource",
+}
+
+
+def fetch(kind: str, source: object, data_dir: Path = Path("unused"), s3: S3Config = NO_S3, **changes: Any) -> Listing:
+    reader = {"_target_": READERS[kind]}
+    data = OmegaConf.create({"reader": reader, "source": str(source), "file_list": None, "limit": None} | changes)
+    return make_source(data, OmegaConf.structured(s3), data_dir).fetch()
+
+
+def ids(listing: Listing) -> list[str]:
+    return [found.id for found in listing.bins]
+
+
+def write_list(path: Path, counts: dict[str, list[str]]) -> str:
+    entries = {count: [f"data/metadata/{name}.json" for name in names] for count, names in counts.items()}
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"a photo")
+
+
+# The bucket layout
+
+
+def test_bucket_folder_without_a_list_is_listed_as_s3_would(tmp_path: Path) -> None:
+    draw_bins(tmp_path, {"b": 1, "a": 2, "a-b": 1, "B": 3, "10": 1, "9": 2})
+    (tmp_path / "file_list.json").unlink()
+    (tmp_path / "bin-images/9.jpg").unlink()
+    (tmp_path / "metadata/b.json").unlink()
+    touch(tmp_path / "bin-images/._a.jpg", tmp_path / "bin-images/Thumbs.db", tmp_path / "metadata/readme.txt")
+    listing = fetch("bucket", tmp_path)
+    assert ids(listing) == ["10", "9", "B", "a-b", "a", "b"]  # "-" sorts before the "." of ".jpg"
+    assert listing.bins[0] == BinFiles(
+        "10", tmp_path / "bin-images/10.jpg", tmp_path / "metadata/10.json", needs_metadata=True
+    )
+    assert (listing.bins[1].photo, listing.bins[5].metadata) == (None, None)
+    assert (listing.absent, listing.split_list) == ((), None)
+
+
+def test_list_given_wins_over_the_own_list(tmp_path: Path) -> None:
+    draw_bins(tmp_path / "source", BINS)
+    assert len(ids(fetch("bucket", tmp_path / "source"))) == len(BINS)
+    given_list = write_list(tmp_path / "mine.json", {"2": ["00002", "77"], "1": ["1000", "00001"]})
+    listing = fetch("bucket", tmp_path / "source", file_list=given_list)
+    assert ids(listing) == ["00001", "00002", "1000"]
+    assert listing.absent == ("77",)
+    assert list((listing.split_list or {}).items()) == [("00002", 2), ("77", 2), ("1000", 1), ("00001", 1)]
+
+
+def test_limit_takes_the_first_by_name(tmp_path: Path) -> None:
+    draw_bins(tmp_path, BINS)
+    listing = fetch("bucket", tmp_path, limit=3)
+    assert ids(listing) == ["00001", "00002", "00710"]
+    assert {found.metadata for found in listing.bins} == {tmp_path / f"metadata/{name}.json" for name in ids(listing)}
+    assert listing.split_list is not None
+    assert len(listing.split_list) == len(BINS)
+
+
+def test_dangling_link_is_a_bad_photo_not_a_missing_one(tmp_path: Path) -> None:
+    draw_bins(tmp_path, {"1": 1})
+    (tmp_path / "bin-images/1.jpg").unlink()
+    (tmp_path / "bin-images/1.jpg").symlink_to(tmp_path / "gone")
+    assert fetch("bucket", tmp_path).bins[0].photo == tmp_path / "bin-images/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ([], r"data\.source: .*no such folder; check the path"),
+        (
+            ["here/x.csv"],
+            r"data\.source: .*has neither bin-images/ID\.jpg nor metadata/ID\.json; name the",
+        ),
+        (["here/3/x.jpg"], r"for <count>/<id>\.jpg set data=imagefolder"),
+        (["here"], r"is a file, not a folder; for a CSV or Parquet table set data=table"),
+        (["here/bin-images/x.txt"], r"data\.source: .*holds no bins"),
+        (["here/bin-images/a\nb.jpg"], r"'a\\nb' cannot be a bin id"),
+    ],
+)
+def test_folder_that_is_no_bucket(tmp_path: Path, make: list[str], message: str) -> None:
+    touch(*(tmp_path / name for name in make))
+    with pytest.raises(InputError, match=message) as caught:
+        fetch("bucket", tmp_path / "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_list_of_another_source(tmp_path: Path) -> None:
+    draw_bins(tmp_path, {"1": 1})
+    given_list = write_list(tmp_path / "mine.json", {"2": ["5", "6"]})
+    with pytest.raises(InputError, match=r"holds none of the 2 bins of the file list; check .* data\.file_list"):
+        fetch("bucket", tmp_path, file_list=given_list)
+
+
+def test_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path / "bin-images/1.jpg", tmp_path / "metadata")
+    with pytest.raises(InputError, match=r"metadata: cannot be read: Not a directory"):
+        fetch("bucket", tmp_path)
+
+
+@pytest.mark.abid
+def test_real_photos_with_the_full_list(abid: Path) -> None:
+    listing = fetch("bucket", abid / "udacity224", file_list=str(abid / "file_list.json"))
+    assert (len(listing.bins), len(listing.absent)) == (6019, 10441 - 6019)
+    assert listing.split_list is not None
+    assert list(listing.split_list)[:2] == ["100313", "09915"]
+    counts = list(listing.split_list.values())
+    assert [counts.count(count) for count in range(1, 6)] == [1228, 2299, 2666, 2373, 1875]
+    assert counts == sorted(counts)
+    assert len(fetch("bucket", abid / "udacity224").bins) == 6019
+    native = fetch("bucket", abid / "native")
+    assert len(native.bins) == 389
+    assert native.split_list is None
+
+
+# File lists
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"list\.json: is not JSON: .*line 1 column 2"),
+        ("[" * 100_000, r"is not JSON"),
+        ("\xff", r"is not JSON: .*decode"),
+        ("[1]", r"holds \[1\], not an object of count -> list"),
+        ("{}", r"lists no bins"),
+        ('{"1": []}', r"lists no bins"),
+        ('{"one": ["data/metadata/1.json"]}', r"key 'one' is no count"),
+        ('{"-1": ["data/metadata/1.json"]}', r"key '-1' is no count"),
+        ('{"1": "data/metadata/1.json"}', r"count 1 holds 'data/metadata/1\.json', not a list"),
+        ('{"1": [7]}', r"count 1: entry 7 is no text"),
+        ('{"1": ["00001"]}', r"entry '00001' is not of the form data/metadata/ID\.json"),
+        ('{"1": ["data/../x.json"]}', r"entry 'data/\.\./x\.json' is not of the form"),
+        ('{"1": ["data/metadata/..\\\\x.json"]}', r"cannot be a bin id"),
+        ('{"1": ["data/metadata/a\\u0000.json"]}', r"'a\\x00' cannot be a bin id"),
+        ('{"1": ["a/7.json"], "3": ["b/7.json"]}', r"id 7 is listed twice, under 1 and 3"),
+        ('{"1": ["a/7.json"], "1": ["b/8.json"]}', r"a key stands twice among \['1', '1'\]"),
+    ],
+)
+def test_bad_file_list_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "list.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as caught:
+        read_file_list(path)
+    assert str(caught.value).startswith(f"file list {path}: ")
+    assert "\n" not in str(caught.value)
+    draw_bins(tmp_path, {"1": 1})
+    with pytest.raises(InputError, match=r"^data\.file_list: file list"):
+        fetch("bucket", tmp_path, file_list=str(path))
+
+
+def test_file_list_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"file list .*gone\.json: cannot be read: No such file"):
+        read_file_list(tmp_path / "gone.json")
+    with pytest.raises(InputError, match="needs the s3 config"):
+        read_file_list("s3://bins/file_list.json")
+
+
+def test_file_list_keeps_both_of_a_padded_pair() -> None:
+    assert parse_file_list(b'{"3": ["m/1000.json"], "1": ["m/01000.json"]}', "x") == {"1000": 3, "01000": 1}
+
+
+@given(st.text(max_size=250))
+def test_an_accepted_id_stays_in_its_folder(bin_id: str) -> None:
+    try:
+        check_id(bin_id, "here")
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    path = Path(os.path.normpath(Path("/folder") / f"{bin_id}.jpg"))
+    assert path.parent == Path("/folder")
+    assert path.name == f"{bin_id}.jpg"
+    assert len(os.fsencode(path.name)) <= 255
+
+
+# ImageFolder trees
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "2/01000.jpg", tmp_path / "2/7.PNG", tmp_path / "10/1000.jpeg", tmp_path / "0/b.jpg")
+    touch(tmp_path / "train_meta.csv", tmp_path / "2/notes.txt", tmp_path / "2/.hidden.jpg", tmp_path / ".cache/x.jpg")
+    listing = fetch("imagefolder", tmp_path)
+    assert [(found.id, found.quantity) for found in listing.bins] == [("01000", 2), ("1000", 10), ("7", 2), ("b", 0)]
+    assert listing.bins[1] == BinFiles("1000", tmp_path / "10/1000.jpeg", quantity=10)
+    assert ids(fetch("imagefolder", tmp_path, limit=2)) == ["01000", "1000"]
+
+
+def test_image_folder_takes_its_own_list(tmp_path: Path) -> None:
+    touch(tmp_path / "2/1.jpg", tmp_path / "2/7.jpg")
+    write_list(tmp_path / "file_list.json", {"2": ["7", "8"]})
+    listing = fetch("imagefolder", tmp_path)
+    assert (ids(listing), listing.absent, listing.split_list) == (["7"], ("8",), {"7": 2, "8": 2})
+
+
+def test_image_folder_of_links_is_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere/a.jpg", tmp_path / "tree/1/b.jpg")
+    (tmp_path / "tree/2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "tree/1/.up").symlink_to(tmp_path / "tree")
+    assert ids(fetch("imagefolder", tmp_path / "tree")) == ["a", "b"]
+    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "tree")  # a circle ends
+    assert ids(fetch("imagefolder", tmp_path / "tree")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ([], r"data\.source: .*tree: no such folder"),
+        (
+            ["tree/train/1/a.jpg", "tree/test/1/b.jpg"],
+            r"has test/ and train/; name one, e\.g\. .*tree/test$",
+        ),
+        (["tree/1/a.jpg", "tree/many/b.jpg"], r"folder 'many' is no count; folders are named by quantity"),
+        (["tree/-1/a.jpg"], r"folder '-1' is no count"),
+        (["tree/1/a.jpg", "tree/2/a.png"], r"1/a\.jpg and 2/a\.png have the same id; rename one"),
+        (["tree/1/a.jpg", "tree/1/a.jpeg"], r"1/a\.jpeg and 1/a\.jpg have the same id"),
+        (["tree/a.jpg"], r"a\.jpg is not <count>/<id>\.jpg"),
+        (["tree/1/deep/a.jpg"], r"1/deep/a\.jpg is not <count>/<id>\.jpg"),
+        (["tree/1/notes.txt"], r"holds no bins"),
+    ],
+)
+def test_tree_that_cannot_be_used(tmp_path: Path, make: list[str], message: str) -> None:
+    touch(*(tmp_path / name for name in make))
+    with pytest.raises(InputError, match=message):
+        fetch("imagefolder", tmp_path / "tree")
+
+
+def test_image_folder_on_s3(s3_server: str, s3_faults: FaultProxy, tmp_path: Path) -> None:
+    client = s3_client(s3_server)
+    client.create_bucket(Bucket="trees")
+    for key in ("t/1/a.jpg", "t/4/b.jpg", "t/4/.c.jpg", "t/train_meta.csv"):
+        client.put_object(Bucket="trees", Key=key, Body=b"a photo", ACL="public-read")
+    s3_faults.faults["/trees/t/4/b.jpg"] = ["500"] * 3
+    listing = fetch("imagefolder", "s3://trees/t/", tmp_path, s3_config(s3_faults.url))
+    assert [(found.id, found.quantity) for found in listing.bins] == [("a", 1), ("b", 4)]
+    assert listing.bins[0].photo is not None
+    assert listing.bins[1].photo is None
+    assert listing.bins[1].problem == "s3://trees/t/4/b.jpg: gave up after 3 attempts: HTTP 500 Fault"
+
+
+# Tables
+
+
+def write_table(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_csv(tmp_path: Path) -> None:
+    touch(tmp_path / "photos/01000.jpg", tmp_path / "x/1000.jpg", tmp_path / "a/1.jpg", tmp_path / "b/1.jpg")
+    table = write_table(
+        tmp_path / "t/bins.csv",
+        f"group,extra,path,quantity\ng1,3,../photos/01000.jpg,3\n,,{tmp_path}/x/1000.jpg,\n"
+        "g2,x,../a/1.jpg,4.0\ng2,x,../b/1.jpg,three\ng2,x,gone.jpg,1\n",
+    )
+    listing = fetch("table", table)
+    assert [(found.id, found.quantity, found.group, found.problem) for found in listing.bins] == [
+        ("01000", 3, "g1", None),
+        ("1000", None, None, None),
+        ("a__1.jpg", 4, "g2", None),
+        ("b__1.jpg", None, "g2", "quantity 'three' is no whole number from 0 up"),
+        ("gone", 1, "g2", f"no photo at {tmp_path}/t/gone.jpg"),
+    ]
+    photos = [found.photo and found.photo.resolve() for found in listing.bins]
+    assert photos == [tmp_path / name for name in ("photos/01000.jpg", "x/1000.jpg", "a/1.jpg", "b/1.jpg")] + [None]
+    assert all(not found.needs_metadata for found in listing.bins)
+    assert ids(fetch("table", table, limit=1)) == ["01000"]
+
+
+def test_parquet_and_csv_say_the_same(tmp_path: Path) -> None:
+    touch(tmp_path / "p.jpg", tmp_path / "q.jpg")
+    csv = write_table(tmp_path / "t.csv", "id,path,quantity\n007,p.jpg,2\n7,q.jpg,\n")
+    columns = {"id": ["007", "7"], "path": ["p.jpg", "q.jpg"], "quantity": [2, None], "other": [1.5, 2.5]}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    listing = fetch("table", csv)
+    assert fetch("table", tmp_path / "t.parquet") == listing
+    assert [(found.id, found.quantity) for found in listing.bins] == [("007", 2), ("7", None)]
+    given_list = write_list(tmp_path / "list.json", {"2": ["007", "8"]})
+    chosen = fetch("table", csv, file_list=given_list)
+    assert (ids(chosen), chosen.absent) == (["007"], ("8",))
+
+
+@pytest.mark.parametrize(("cell", "quantity"), [("0", 0), ("3.0", 3), (" 5 ", 5), ("nan", None), ('""', None)])
+def test_quantity_cells(tmp_path: Path, cell: str, quantity: int | None) -> None:
+    touch(tmp_path / "p.jpg")
+    (found,) = fetch("table", write_table(tmp_path / "t.csv", f"path,quantity\np.jpg,{cell}\n")).bins
+    assert (found.quantity, found.problem) == (quantity, None)
+
+
+@pytest.mark.parametrize("cell", ["-1", "2.5", "three", "1e3", "12345678901234567890", "True"])
+def test_bad_quantity_is_the_rows_problem(tmp_path: Path, cell: str) -> None:
+    touch(tmp_path / "p.jpg")
+    (found,) = fetch("table", write_table(tmp_path / "t.csv", f"path,quantity\np.jpg,{cell}\n")).bins
+    assert found.problem == f"quantity '{cell}' is no whole number from 0 up"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "file,quantity\na.jpg,1\n", r"has no column 'path' but file, quantity; name it so in the first line"),
+        ("t.csv", "path;quantity\na.jpg;1\n", r"has no column 'path' but path;quantity"),
+        ("t.csv", "path\na.jpg\n", r"has no column 'quantity'"),
+        ("t.csv", "path,quantity\n", r"has no rows"),
+        ("t.csv", "", r"cannot be read as csv: Empty CSV file"),
+        ("t.csv", "path,quantity\na.jpg,1,2\n", r"cannot be read as csv: .*Expected 2 columns, got 3"),
+        ("t.csv", "path,path,quantity\na.jpg,b.jpg,2\n", r"has column 'path' twice"),
+        ("t.csv", "path,quantity\na.jpg,1\n,2\n", r"row 2 has no path; fill it in"),
+        ("t.csv", "path,quantity\na.jpg,1\nb.jpg,1\na.jpg,2\n", r"rows 1 and 3 have the same path .*a\.jpg"),
+        ("t.csv", "path,quantity\na/1.jpg,1\na/../a/1.jpg,2\n", r"rows 1 and 2 have the same path .*/a/1\.jpg"),
+        ("t.csv", "path,quantity\nx/b__c/1.jpg,1\nx__b/c/1.jpg,2\n", r"the same id x__b__c__1\.jpg; rename one"),
+        ("t.csv", "path,quantity,id\na.jpg,1,7\nb.jpg,1,7\n", r"rows 1 and 2 have the same id 7"),
+        ("t.csv", "path,quantity,id\na.jpg,1,../7\n", r"row 1: '\.\./7' cannot be a bin id"),
+        ("t.csv", "path,quantity,id\na.jpg,1,\n", r"row 1: '' cannot be a bin id"),
+        ("t.parquet", "path,quantity\na.jpg,1\n", r"cannot be read as parquet: "),
+        ("t.txt", "path,quantity\na.jpg,1\n", r"is no table; name a \.csv or \.parquet file"),
+    ],
+)
+def test_table_that_cannot_be_used(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        fetch("table", write_table(tmp_path / name, text))
+    assert str(caught.value).startswith(f"data.source: {tmp_path / name}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_table_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.source: .*t\.csv: cannot be read: No such file or directory; check"):
+        fetch("table", tmp_path / "t.csv")
+
+
+def test_table_cells_that_can_be_no_path(tmp_path: Path) -> None:
+    long = "x" * 5000
+    listing = fetch("table", write_table(tmp_path / "t.csv", f"path,quantity,id\n{long}.jpg,1,a\nb\0.jpg,1,b\n"))
+    assert [(found.problem or "")[:12] for found in listing.bins] == ["no photo at "] * 2
+
+
+def test_table_with_photos_on_s3(s3_faults: FaultProxy, tmp_path: Path) -> None:
+    touch(tmp_path / "here.jpg")
+    rows = [f"s3://{BUCKET}/bin-images/{name}.jpg,1" for name in ("00001", "00002", "absent", "a//b")]
+    table = write_table(tmp_path / "t.csv", "\n".join(["path,quantity", *rows, "here.jpg,2"]))
+    listing = fetch("table", table, tmp_path / "data", s3_config(s3_faults.url))
+    found = {found.id: found for found in listing.bins}
+    assert found["00001"].photo is not None
+    assert found["00001"].photo.read_bytes()[:2] == b"\xff\xd8"
+    assert found["here"].photo == tmp_path / "here.jpg"
+    assert found["absent"].problem == f"s3://{BUCKET}/bin-images/absent.jpg: no such object"
+    assert found["b"].problem is not None
+    assert "cannot be a path" in found["b"].problem
+    s3_faults.gets.clear()
+    fetch("table", table, tmp_path / "data", s3_config(s3_faults.url), limit=1)
+    assert not s3_faults.objects()  # 00001 alone is wanted, and here
+
+
+def test_table_on_s3_has_its_photos_beside_it(s3_server: str, tmp_path: Path) -> None:
+    client = s3_client(s3_server)
+    body = b"path,quantity\nbin-images/00001.jpg,1\n"
+    client.put_object(Bucket=BUCKET, Key="t.csv", Body=body, ACL="public-read")
+    (found,) = fetch("table", f"s3://{BUCKET}/t.csv", tmp_path, s3_config(s3_server)).bins
+    assert found.photo is not None
+    assert found.photo.is_file()
+    with pytest.raises(InputError, match=r"s3://bins/none\.csv: no such object"):
+        fetch("table", f"s3://{BUCKET}/none.csv", tmp_path, s3_config(s3_server))
+
+
+# Choosing the reader
+
+
+@pytest.mark.parametrize(
+    ("reader", "message"),
+    [
+        (None, r"data\.reader=None: needs _target_"),
+        ({"size": 3}, r"data\.reader=\{'size': 3\}: needs _target_"),
+        (
+            {"_target_": "binventory.data.sources.nothing.Here"},
+            r"_target_=.*cannot be imported: No module",
+        ),
+        ({"_target_": "binventory.data.sources.bucket.Buket"}, r"cannot be imported: .*no attribute 'Buket'"),
+        ({"_target_": "Buket"}, r"data\.reader\._target_=Buket: cannot be imported"),
+        ({"_target_": "binventory.data.sources.bucket.PHOTOS"}, r"is no class"),
+        ({"_target_": READERS["bucket"], "size": 3}, r"data\.reader: .*unexpected keyword argument 'size'"),
+    ],
+)
+def test_reader_that_cannot_be(reader: object, message: str) -> None:
+    data = OmegaConf.create({"reader": reader, "source": "x", "file_list": None, "limit": None})
+    with pytest.raises(ConfigError, match=message):
+        make_source(data, NO_S3, "data")
+
+
+def test_reader_of_ones_own_gets_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "class Mine:\n    def __init__(self, location, **given):\n        self.given = [location, given]\n"
+    (tmp_path / "my_reader.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    reader = {"_target_": "my_reader.Mine", "sizes": [1, 2]}
+    data = OmegaConf.create({"reader": reader, "source": "x", "file_list": "l.json", "limit": 5})
+    source: Any = make_source(data, NO_S3, "d")
+    options = {"file_list": "l.json", "limit": 5, "s3": NO_S3, "data_dir": "d", "sizes": [1, 2]}
+    assert source.given == ["x", options]
+    sys.modules.pop("my_reader")

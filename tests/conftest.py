@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.running import ROOT, TINY, Run, run_here
 
-# Colours and widths of the terminal that runs the tests must not reach what they read.
+# Colours and widths of the terminal that runs the tests must not reach what they read; nothing may reach for a cloud.
 os.environ.update({"NO_COLOR": "1", "COLUMNS": "120", "WANDB_MODE": "offline"})
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -29,20 +24,23 @@ def abid() -> Path:
     return folder
 
 
-def run_command(*arguments: str | Path, cwd: Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `train.py`, `predict.py` or `binventory` as a user does, from another folder than the checkout."""
-    first, *rest = [str(argument) for argument in arguments]
-    command = [sys.executable, str(ROOT / first), *rest]
-    if first == "binventory":
-        command = [str(Path(sys.executable).parent / "binventory"), *rest]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout_s)
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose synthetic photos and indexes the tests share."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="session")
+def trained(workplace: Path) -> Path:
+    """Run folder of a finished training: done once, looked at by many tests."""
+    return run_here(workplace, "train", *TINY)
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Run a command in this test's own folder."""
+def run(workplace: Path) -> Run:
+    """Run a task in this process and return its run folder."""
 
-    def run(*arguments: str | Path, cwd: Path = tmp_path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        return run_command(*arguments, cwd=cwd, timeout_s=timeout_s)
+    def start(task: str, *overrides: str) -> Path:
+        return run_here(workplace, task, *overrides)
 
-    return run
+    return start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import signal
@@ -13,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_config, upload
 
 from binventory.config.schema import S3Config
 from binventory.data.sources import progress
@@ -21,8 +21,10 @@ from binventory.data.sources.base import Listing
 from binventory.data.sources.bucket import BucketSource
 from binventory.data.sources.file_list import read_file_list
 from binventory.data.sources.mirror import target_of
+from binventory.data.sources.photo_tree import fetch_uris
 from binventory.data.sources.s3 import S3Connection, mirror_folder, read_object
 from binventory.errors import InputError
+from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config, upload
 
 
 def fetch(
@@ -73,6 +75,49 @@ def test_second_run_downloads_nothing(s3_faults: FaultProxy, tmp_path: Path, cap
     assert fetch(s3, tmp_path) == first
     assert "downloaded 0, already there 16, missing 0, failed 0; 0.0 MB" in capsys.readouterr().err
     assert list(s3_faults.objects()) == ["file_list.json"]
+
+
+def test_what_is_here_needs_no_server(s3_faults: FaultProxy, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('{"1": ["data/metadata/00001.json", "data/metadata/00002.json"]}')
+    s3 = s3_config(s3_faults.url)
+    first = fetch(s3, tmp_path, file_list=str(tmp_path / "list.json"))
+    s3_faults.close()
+    assert fetch(s3, tmp_path, file_list=str(tmp_path / "list.json")) == first
+
+
+def test_fatal_error_ends_the_rest_at_once(s3_faults: FaultProxy, tmp_path: Path) -> None:
+    s3_faults.delay_s = 0.1
+    s3_faults.faults = {photo("00001"): ["500"] * 50, photo("00002"): ["400 ExpiredToken"]}
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"00002\.jpg: the credentials have expired"):
+        fetch(s3_config(s3_faults.url, max_concurrency=2, max_attempts=50), tmp_path)
+    assert time.monotonic() - started < 5  # one thread was waiting for its next attempt, which is minutes in all
+    assert len(s3_faults.objects()) < 8
+
+
+def test_full_disk_ends_the_download(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match=r"data.source: .*: cannot be written: No space left on device"):
+        fetch(s3_config(s3_server), tmp_path)
+    assert files_below(tmp_path) == []
+
+
+def test_key_that_is_also_a_folder(s3_server: str, tmp_path: Path) -> None:
+    client = s3_client(s3_server)
+    client.create_bucket(Bucket="both")
+    keys = ("1/x.jpg", "1/x.jpg/y.jpg")
+    for key in keys:
+        client.put_object(Bucket="both", Key=key, Body=b"a photo", ACL="public-read")
+    for order in (keys, keys[::-1]):
+        for _ in "ab":  # the second run must not take the folder for the photo
+            photos = {}
+            for key in order:
+                photos |= fetch_uris([f"s3://both/{key}"], s3_config(s3_server), tmp_path / order[0][-5], "test")
+            assert [found.path is None for found in photos.values()] == [False, True]
+            assert "cannot become a file" in (photos[f"s3://both/{order[1]}"].error or "")
 
 
 @pytest.mark.parametrize("fault", ["500", "503 SlowDown", "429", "cut", "drop", "400 RequestTimeout"])

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pyarrow import parquet
-from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config
 
 from binventory.config.schema import S3Config
 from binventory.data.sources import make_source
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, parse_file_list, read_file_list
+from binventory.data.sources.photo_tree import list_photos
 from binventory.errors import ConfigError, InputError
+from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config
 
 NO_S3 = s3_config("http://127.0.0.1:9")
 READERS = {
@@ -165,16 +166,18 @@ def test_real_photos_with_the_full_list(abid: Path) -> None:
         ('{"1": ["data/../x.json"]}', r"entry 'data/\.\./x\.json' is not of the form"),
         ('{"1": ["data/metadata/..\\\\x.json"]}', r"cannot be a bin id"),
         ('{"1": ["data/metadata/a\\u0000.json"]}', r"'a\\x00' cannot be a bin id"),
+        ('{"1": ["' + "é" * 101 + '.json"]}', r"cannot be a bin id: .* at most 200 bytes"),
         ('{"1": ["a/7.json"], "3": ["b/7.json"]}', r"id 7 is listed twice, under 1 and 3"),
         ('{"1": ["a/7.json"], "1": ["b/8.json"]}', r"a key stands twice among \['1', '1'\]"),
     ],
 )
 def test_bad_file_list_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "list.json"
-    path.write_bytes(text.encode("latin-1"))
+    path.write_bytes(text.encode("latin-1" if text == "\xff" else "utf-8"))
     with pytest.raises(InputError, match=message) as caught:
         read_file_list(path)
     assert str(caught.value).startswith(f"file list {path}: ")
+    assert str(caught.value).count(str(path)) == 1
     assert "\n" not in str(caught.value)
     draw_bins(tmp_path, {"1": 1})
     with pytest.raises(InputError, match=r"^data\.file_list: file list"):
@@ -215,6 +218,11 @@ def test_image_folder(tmp_path: Path) -> None:
     assert [(found.id, found.quantity) for found in listing.bins] == [("01000", 2), ("1000", 10), ("7", 2), ("b", 0)]
     assert listing.bins[1] == BinFiles("1000", tmp_path / "10/1000.jpeg", quantity=10)
     assert ids(fetch("imagefolder", tmp_path, limit=2)) == ["01000", "1000"]
+
+
+def test_tree_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone: cannot be read: No such file"):
+        list_photos(str(tmp_path / "gone"), NO_S3, "unused")
 
 
 def test_image_folder_takes_its_own_list(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def _counts(config: Any) -> None:
 
 
 def _model_name(config: Any) -> None:
-    if "model" not in config or config.model.name in PRESET_MODELS:
+    if "model" not in config or config.model.name in PRESET_MODELS or ":" in config.model.name:
         return
     import timm  # only here: the presets' names are answered in a second
 

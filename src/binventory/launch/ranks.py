@@ -11,7 +11,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from binventory.launch.runner import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from binventory.launch.spec import JobSpec
+from binventory.tracking.run_folder import RunFolder
+
 GRACE_S = 60.0
+
+
+class RankError(RuntimeError):
+    """A rank of a job ended early."""
 
 
 def run_ranks(spec_path: Path, local_world_size: int, num_nodes: int = 1) -> int:
@@ -37,37 +45,64 @@ def run_ranks(spec_path: Path, local_world_size: int, num_nodes: int = 1) -> int
         rank = {"LOCAL_RANK": str(local_rank), "RANK": str(node * local_world_size + local_rank)}
         command = [sys.executable, "-m", "binventory.launch", str(spec_path)]
         ranks.append(subprocess.Popen(command, env={**environment, **rank}))
-    return _wait(ranks)
+    codes = _wait(ranks)
+    _tell_what_ended(codes, Path(JobSpec.load(spec_path).run_dir))
+    return _job_exit_code(codes)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    def forward(signum: int, _frame: FrameType | None) -> None:
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait for all ranks and return their exit codes; negative: the signal that killed one."""
+
+    def send(signum: int, _frame: FrameType | None) -> None:
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, send) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         deadline = None
-        while any(process.poll() is None for process in ranks):
-            ended = [process.returncode for process in ranks if process.returncode is not None]
-            if deadline is None and any(code != 0 for code in ended):
+        while None in (codes := [process.poll() for process in ranks]):
+            if deadline is None and any(codes):
                 deadline = time.monotonic() + GRACE_S
-                forward(signal.SIGTERM, None)
+                send(signal.SIGTERM, None)
             if deadline is not None and time.monotonic() > deadline:
-                forward(signal.SIGKILL, None)
+                send(signal.SIGKILL, None)
             time.sleep(0.05)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    return _job_exit_code([process.returncode for process in ranks])
+    return [process.returncode for process in ranks]
+
+
+def _failed_ranks(codes: list[int]) -> list[int]:
+    stopped = (0, EXIT_INTERRUPTED, EXIT_PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
+    return [rank for rank, code in enumerate(codes) if code not in stopped]
 
 
 def _job_exit_code(codes: list[int]) -> int:
     """Rank 0 wrote the status, so its code counts, unless it only stopped because another rank failed."""
-    codes = [128 - code if code < 0 else code for code in codes]
-    failures = [code for code in codes if code not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)]
-    return failures[0] if failures else codes[0]
+    if failed := _failed_ranks(codes):
+        return EXIT_USER_ERROR if codes[failed[0]] == EXIT_USER_ERROR else EXIT_FAILED
+    return 128 - codes[0] if codes[0] < 0 else codes[0]
+
+
+def _tell_what_ended(codes: list[int], run_dir: Path) -> None:
+    """Write the status where rank 0 could not: it was killed, or it was stopped because of another rank."""
+    failed = _failed_ranks(codes)
+    if not failed:
+        return
+    folder = RunFolder(run_dir).open()
+    try:
+        if folder.read_state() != "failed":
+            said = ", ".join(f"rank {rank} {_describe(codes[rank])}" for rank in failed)
+            folder.write_status("failed", exit_code=_job_exit_code(codes), error=RankError(said))
+            print(f"{said}; the other ranks were stopped", file=sys.stderr)
+    finally:
+        folder.close()
+
+
+def _describe(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
     """Build a timm model with `num_outputs` outputs.
 
     Args:
-        name: timm model name, e.g. resnet18.
+        name: timm model name, e.g. resnet18; `binventory.models.FILE:NAME` imports the file that registers it first.
         weights: `none`; a .safetensors, .pth, .pt or .bin file with timm's names; or a pretrained tag of timm's hub.
         num_outputs: width of the new head.
 
@@ -32,6 +33,7 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
         ConfigError: no such model or tag; the hub can't be reached.
         InputError: the file can't be read or belongs to another network.
     """
+    name = _registered(name)
     if not timm.is_model(name):
         raise ConfigError(f"model.name={name}: timm has no such model{did_you_mean(name, timm.list_models())}")
     if weights == "none":
@@ -41,6 +43,23 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
         _load(network, read_weights(Path(weights)), source=f"model.weights={weights}", name=name)
         return network
     return _from_hub(name, weights, num_outputs)
+
+
+def _registered(name: str) -> str:
+    """Import the module of a `module:name`, which registers the network with timm, and return the name."""
+    module, colon, registered = name.partition(":")
+    if not colon:
+        return name
+    # A name can come from a bundle: it must not import whatever a stranger likes.
+    if not module.startswith("binventory.models."):
+        raise ConfigError(
+            f"model.name={name}: put the module into binventory.models and name it binventory.models.FILE:NAME"
+        )
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"model.name={name}: cannot import {module} ({error})") from error
+    return registered
 
 
 def _create(name: str, *, num_outputs: int, pretrained: bool = False) -> nn.Module:

@@ -84,7 +84,8 @@ class BinCounter(pl.LightningModule):
         loss: Tensor = self.objective.loss(outputs, batch.target)
         with torch.no_grad():
             self.train_loss.update(loss.detach(), weight=len(batch.target))
-            self.train_accuracy.update((outputs.argmax(dim=1) == batch.target).float())
+            predicted = self.objective.probabilities(outputs.detach()).argmax(dim=1)
+            self.train_accuracy.update((predicted == batch.target).float())
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

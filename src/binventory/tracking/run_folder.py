@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import traceback
@@ -83,6 +84,14 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def read_state(self) -> State | None:
+        """Return the state that status.json gives; None before there is one."""
+        try:
+            state: State = json.loads((self.path / "status.json").read_text())["state"]
+        except FileNotFoundError:
+            return None
+        return state
 
     def write_status(self, state: State, *, exit_code: int | None = None, error: BaseException | None = None) -> None:
         """Write `status.json`; `started` stays what the first call of this process saw."""

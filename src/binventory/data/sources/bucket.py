@@ -166,7 +166,7 @@ def _files_by_id(folder: Path, suffix: str) -> dict[str, Path]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 # not is_file(): a dangling link or a pipe named like a photo is a bad photo, not a missing one
-                bin_id = None if entry.is_dir() else _id_of(entry.name, suffix, str(folder))
+                bin_id = _id_of(entry.name, suffix, str(folder))
                 if bin_id is not None:
                     found[bin_id] = folder / entry.name
     except FileNotFoundError:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "quantity", "group", "id", "problem")
-MAX_QUANTITY = 10**9
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _read_table(location: str, s3: S3Config) -> pa.Table:
             return file.read(columns=[name for name in file.schema_arrow.names if name in COLUMNS])
         # all columns that are read are text: '01000' is an id, and must not come back as 1000
         types = {name: pa.string() for name in COLUMNS}
-        convert = csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+        convert = csv.ConvertOptions(column_types=types)
         table = csv.read_csv(pa.BufferReader(data), convert_options=convert)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{location}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())[:200]}") from error
@@ -200,8 +199,8 @@ def _quantity(value: object) -> int | None:
     if text is None or text.lower() == "nan":
         return None
     # "3.0": how a column of whole numbers with gaps is written by many tools
-    whole = re.fullmatch(r"([0-9]{1,12})(\.0*)?", text)
-    if whole is None or int(whole[1]) > MAX_QUANTITY:
+    whole = re.fullmatch(r"([0-9]{1,9})(\.0*)?", text)
+    if whole is None:
         raise ValueError(f"quantity {text[:40]!r} is no whole number from 0 up")
     return int(whole[1])
 

@@ -1,0 +1,161 @@
+"""Predicting and evaluating with a trained run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.running import Run
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def photos(trained: Path, tmp_path: Path) -> Path:
+    """Eight photos of the test set, and files that cannot be read among them."""
+    for row in read_csv(trained / "predictions.csv")[:8]:
+        shutil.copy(trained.parents[2] / row["path"], tmp_path / Path(row["path"]).name)
+    whole = sorted(tmp_path.iterdir())
+    (tmp_path / "cut.jpg").write_bytes(whole[0].read_bytes()[:700])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no photo")
+    (tmp_path / "notes.txt").write_text("not an input")
+    return tmp_path
+
+
+def test_predictions_equal_those_of_the_training_run(trained: Path, photos: Path, run: Run) -> None:
+    done = run("predict", f"run={trained}", f"input={photos}", "batch_size=3")
+    rows = {row["id"]: row for row in read_csv(done / "predictions.csv")}
+    assert len(rows) == 11
+    at_training = {row["id"]: row for row in read_csv(trained / "predictions.csv")[:8]}
+    for bin_id, row in at_training.items():
+        assert rows[bin_id]["error"] == ""
+        assert rows[bin_id]["predicted"] == row["predicted"]
+        for count in range(1, 6):
+            assert float(rows[bin_id][f"p_{count}"]) == pytest.approx(float(row[f"p_{count}"]), abs=1e-5)
+    for broken in ("cut", "empty", "text"):
+        assert f"{broken}.jpg" in rows[broken]["error"]
+        assert rows[broken]["predicted"] == rows[broken]["p_1"] == ""
+
+
+def test_parquet_and_contact_sheet(trained: Path, photos: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("predict", f"run={trained}", f"input={photos}", "contact_sheet=5")
+    table = pq.read_table(done / "predictions.parquet")
+    rows = read_csv(done / "predictions.csv")
+    assert table.column_names == list(rows[0])
+    assert table["id"].to_pylist() == [row["id"] for row in rows]
+    assert table["predicted"].to_pylist() == [int(row["predicted"]) if row["predicted"] else None for row in rows]
+    sheet = Image.open(done / "contact_sheet.png")
+    assert sheet.width > 5 * 200
+    assert 200 < sheet.height < 500
+    said = capsys.readouterr().out
+    assert "8 of 11 photos predicted, 3 could not be read" in said
+
+
+def test_nothing_readable_is_exit_2_and_the_reasons_are_kept(
+    trained: Path, tmp_path: Path, workplace: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "b.jpg").write_text("no photo")
+    with pytest.raises(SystemExit) as exit_:
+        run("predict", f"run={trained}", f"input={tmp_path}")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: input=")
+    assert "none of 2 photos could be read" in error
+    done = max(workplace.glob("outputs/predict/*"))
+    assert [row["id"] for row in read_csv(done / "predictions.csv")] == ["a", "b"]
+    assert json.loads((done / "status.json").read_text())["exit_code"] == 2
+
+
+def damage(bundle: Path, fault: str) -> None:
+    weights, description = bundle / "weights.safetensors", bundle / "bundle.json"
+    if fault == "flipped bit":
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    elif fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif fault == "missing":
+        weights.unlink()
+    elif fault == "not json":
+        description.write_text("{")
+    else:
+        values: dict[str, Any] = json.loads(description.read_text())
+        if fault == "other format":
+            values["format"] = 99
+        else:
+            values["objective"]["_target_"] = "os.system"
+        description.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("flipped bit", "checksum"),
+        ("truncated", "checksum"),
+        ("missing", "missing"),
+        ("not json", "cannot read"),
+        ("other format", "format"),
+        ("foreign objective", "os.system"),
+    ],
+)
+def test_damaged_bundle_is_named(
+    trained: Path, photos: Path, tmp_path: Path, fault: str, said: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "copy" / "bundle"
+    shutil.copytree(trained / "bundle", bundle)
+    damage(bundle, fault)
+    with pytest.raises(SystemExit) as exit_:
+        run("predict", f"run={bundle.parent}", f"input={photos}")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert str(bundle) in error
+
+
+def test_evaluate_scores_a_labelled_source(
+    trained: Path, workplace: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All drawn bins as the source: on the test bins among them the predictions are those of the training run."""
+    (source,) = (
+        path.parent for path in workplace.glob(".cache/data/synthetic/*/bin-images") if len(list(path.iterdir())) == 240
+    )
+    done = run("evaluate", f"run={trained}", f"source={source}")
+    figures = json.loads((done / "metrics.json").read_text())
+    rows = {row["id"]: row for row in read_csv(done / "predictions.csv")}
+    assert figures["test"]["num_images"] == len(rows) == 240
+    assert set(figures) == {"val", "test", "epochs", "best_epoch", "train_seconds", "images_per_second"}
+    right = sum(row["predicted"] == row["quantity"] for row in rows.values())
+    assert figures["test"]["accuracy"] == pytest.approx(right / 240)
+    for row in read_csv(trained / "predictions.csv"):
+        assert rows[row["id"]]["predicted"] == row["predicted"]
+    assert "run folder: " in capsys.readouterr().out
+
+
+def test_evaluate_without_labels_is_one_line(
+    trained: Path, photos: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("evaluate", f"run={trained}", f"source={photos}")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: source={photos}: none of 11 photos has a quantity")
+
+
+@pytest.mark.abid
+def test_all_native_originals_are_predicted(trained: Path, abid: Path, run: Run) -> None:
+    done = run("predict", f"run={trained}", f"input={abid / 'native'}")
+    rows = read_csv(done / "predictions.csv")
+    assert len(rows) == 389
+    assert all(row["error"] == "" for row in rows)

@@ -1,0 +1,246 @@
+"""Training, by the command a user types: what lies in the run folder, and that it can be trusted."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from tests.running import TINY, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_run_folder_holds_what_the_design_says(trained: Path) -> None:
+    present = {path.name for path in trained.iterdir()}
+    assert present >= {
+        "config.yaml", "provenance.json", "status.json", "metrics.csv", "metrics.json", "predictions.csv", "checkpoints", "bundle",
+    }  # fmt: skip
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (trained / "bundle").iterdir()} == {"weights.safetensors", "bundle.json"}
+    assert read_json(trained / "status.json")["state"] == "done"
+    config = OmegaConf.load(trained / "config.yaml")
+    assert config.data.reader.num_bins == 240
+    provenance = read_json(trained / "provenance.json")
+    assert len(provenance["data"]["fingerprint"]) == 64
+    assert provenance["overrides"] == TINY
+    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_figures_follow_from_predictions(trained: Path) -> None:
+    figures, rows = read_json(trained / "metrics.json"), read_csv(trained / "predictions.csv")
+    assert list(rows[0]) == [
+        "id",
+        "path",
+        "quantity",
+        "predicted",
+        "expected",
+        *(f"p_{n}" for n in range(1, 6)),
+        "error",
+    ]
+    assert figures["test"]["num_images"] == len(rows)
+    right = [row["quantity"] == row["predicted"] for row in rows]
+    assert figures["test"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    squared = [(float(row["expected"]) - int(row["quantity"])) ** 2 for row in rows]
+    assert figures["test"]["expected_rmse"] == pytest.approx((sum(squared) / len(squared)) ** 0.5, rel=1e-4)
+    for row in rows:
+        shares = [float(row[f"p_{count}"]) for count in range(1, 6)]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert row["error"] == ""
+    assert figures["epochs"] == 2
+    assert 1 <= figures["best_epoch"] <= 2
+    assert figures["images_per_second"] > 0
+    best = max(read_csv(trained / "metrics.csv"), key=lambda row: float(row["val/accuracy"]))
+    assert figures["val"]["accuracy"] == pytest.approx(float(best["val/accuracy"]))
+
+
+def test_metrics_csv_has_a_row_per_epoch(trained: Path) -> None:
+    rows = read_csv(trained / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/rmse", "lr", "seconds", "step"):
+        assert all(float(row[name]) >= 0 for row in rows), name
+    assert int(rows[1]["step"]) == 2 * int(rows[0]["step"])
+
+
+def test_checkpoint_loads_without_running_code_and_says_what_it_is(trained: Path) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    bundle = read_json(trained / "bundle" / "bundle.json")
+    for name in ("model", "objective", "counts", "preprocessing"):
+        assert checkpoint["binventory"][name] == bundle[name]
+    weights = load_file(trained / "bundle" / "weights.safetensors")
+    for key, value in weights.items():
+        assert torch.equal(value, checkpoint["state_dict"][f"network.{key}"]), key
+
+
+def test_same_command_twice_gives_the_same_bits(trained: Path, run: Run) -> None:
+    again = run("train", *TINY)
+    assert digest(again / "bundle" / "weights.safetensors") == digest(trained / "bundle" / "weights.safetensors")
+    assert digest(again / "predictions.csv") == digest(trained / "predictions.csv")
+
+
+def test_workers_change_nothing_and_the_seed_does(trained: Path, run: Run) -> None:
+    workers = run("train", *TINY, "data.num_workers=2")
+    assert digest(workers / "bundle" / "weights.safetensors") == digest(trained / "bundle" / "weights.safetensors")
+    other = run("train", *TINY, "seed=1")
+    assert digest(other / "bundle" / "weights.safetensors") != digest(trained / "bundle" / "weights.safetensors")
+    same = {row["id"]: row["quantity"] for row in read_csv(trained / "predictions.csv")}
+    assert {row["id"]: row["quantity"] for row in read_csv(other / "predictions.csv")} == same, (
+        "one test set for all seeds"
+    )
+
+
+@pytest.mark.parametrize("preset", ["fast", "overfit", "limit", "profile"])
+def test_debug_presets_run(preset: str, run: Run) -> None:
+    few = ["trainer.max_epochs=12"] if preset == "overfit" else []
+    done = run("train", *[value for value in TINY if "epochs" not in value and "size=32" not in value], "data.batch_size=16",
+               f"debug={preset}", *few)  # fmt: skip
+    rows, figures = read_csv(done / "metrics.csv"), read_json(done / "metrics.json")
+    if preset == "fast":
+        assert rows[-1]["step"] == "1"
+        assert figures["test"]["num_images"] == 4
+    elif preset == "overfit":
+        assert float(rows[-1]["train/loss"]) < 0.5 * float(rows[0]["train/loss"])
+        assert figures["val"]["num_images"] == 48
+    elif preset == "limit":
+        assert len(rows) == 3
+    else:
+        assert "run_training_batch" in (done / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=sgd", "scheduler=step", "model.finetune=head"],
+        ["scheduler=constant", "model.finetune=last_stage", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0"],
+        ["data.val_fraction=0", "objective_metric=null", "data.normalize=dataset", "data.resize=letterbox"],
+        ["data.split=report", "objective_metric=val/loss", "trainer.precision=bf16-mixed", "objective.label_smoothing=0.1"],
+        ["callbacks=early_stopping", "callbacks.early_stopping.patience_epochs=1", "optimizer.lr=1e-9", "trainer.max_epochs=9"],
+        ["data.counts=[2,3,4]", "model.channels_last=false", "callbacks.checkpoint.save_last=false"],
+    ],
+    ids=lambda overrides: overrides[0],
+)  # fmt: skip
+def test_choices_run(overrides: list[str], run: Run) -> None:
+    done = run("train", *TINY, "trainer.limit_train_batches=2", *overrides)
+    figures = read_json(done / "metrics.json")
+    assert figures["test"]["num_images"] > 20
+    if "data.val_fraction=0" in overrides:
+        assert figures["val"] is None
+        assert figures["best_epoch"] == 2
+        bundle = read_json(done / "bundle" / "bundle.json")
+        assert bundle["preprocessing"]["mean"] != [0.485, 0.456, 0.406]
+    if "callbacks=early_stopping" in overrides:
+        assert figures["epochs"] < 9
+    if "data.counts=[2,3,4]" in overrides:
+        assert list(figures["test"]["per_count"]) == ["2", "3", "4"]
+
+
+def test_init_from_starts_at_the_weights_of_a_run(trained: Path, run: Run) -> None:
+    done = run(
+        "train", *TINY, f"init_from={trained}", "optimizer=sgd", "optimizer.lr=1e-12", "trainer.limit_train_batches=1"
+    )
+    before, after = (load_file(folder / "bundle" / "weights.safetensors") for folder in (trained, done))
+    assert torch.allclose(before["backbone.fc.weight"], after["backbone.fc.weight"], atol=1e-6)
+
+
+def test_loggers_write_into_the_run_folder(run: Run) -> None:
+    done = run("train", *TINY, "debug=fast", "logger=[csv,tensorboard,wandb]")
+    assert list(done.glob("events.out.tfevents.*"))
+    assert list(done.glob("wandb/offline-run-*/*.wandb"))
+    assert (done / "metrics.csv").exists()
+
+
+def test_optional_packages_are_not_imported(workplace: Path) -> None:
+    program = (
+        "import sys; from binventory.launch.entry import main\n"
+        "sys.argv = ['train.py', *sys.argv[1:]]\n"
+        "main('train')\n"
+        "print([name for name in ('wandb', 'boto3', 'botocore', 'sagemaker', 'tensorboard') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *TINY, "debug=fast"],
+        cwd=workplace, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "epoch 1/1 step 1/1  loss" in done.stdout, "plain lines where stdout is no terminal"
+    assert "run folder: " in done.stdout
+
+
+def test_two_ranks_train_in_one_run_folder(workplace: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "trainer=ddp_cpu", "trainer.max_epochs=2", "seed=5"]
+    known = set(workplace.glob("outputs/train/*"))
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    made = set(workplace.glob("outputs/train/*")) - known
+    assert len(made) == 1
+    folder = made.pop()
+    assert read_json(folder / "status.json")["state"] == "done"
+    rows, figures = read_csv(folder / "predictions.csv"), read_json(folder / "metrics.json")
+    assert len({row["id"] for row in rows}) == len(rows) == figures["test"]["num_images"]
+    assert all(row["error"] == "" for row in rows), "the probabilities of all ranks come together"
+    right = sum(row["quantity"] == row["predicted"] for row in rows)
+    assert figures["test"]["accuracy"] == pytest.approx(right / len(rows)), "figures are over all ranks"
+    assert len(read_csv(folder / "metrics.csv")) == 2
+    assert read_json(folder / "job.json")["config"]["hydra"]["job"]["name"] == "train"
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_during_training_ends_the_run_in_order(workplace: Path, signum: signal.Signals, exit_code: int) -> None:
+    command = [
+        sys.executable,
+        "-u",
+        str(ROOT / "train.py"),
+        *TINY,
+        "trainer.max_epochs=500",
+        "callbacks.progress.every_n_steps=1",
+    ]
+    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    started = time.monotonic()
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == exit_code, stderr
+    assert time.monotonic() - started < 30
+    folder = max(workplace.glob("outputs/train/*"))
+    written = read_json(folder / "status.json")
+    assert written["state"] == "preempted"
+    assert written["exit_code"] == exit_code
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert "Traceback" not in stderr
+
+
+def test_multirun_gives_every_job_its_own_folder(workplace: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "debug=fast", "seed=0,1"]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = workplace.glob("outputs/sweeps/*")
+    assert [OmegaConf.load(sweep / str(job) / "config.yaml").seed for job in (0, 1)] == [0, 1]
+    assert all(read_json(sweep / str(job) / "status.json")["state"] == "done" for job in (0, 1))

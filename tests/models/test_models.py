@@ -1,0 +1,165 @@
+"""Backbones, weights, freezing, schedules and the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from binventory.data.preprocess import Preprocessing
+from binventory.errors import ConfigError, InputError
+from binventory.models import schedules
+from binventory.models.backbones import freeze, frozen_to_eval, make_backbone
+from binventory.models.network import BinNetwork
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand-class resnet10t as a file, in half precision as published files often are."""
+    torch.manual_seed(7)
+    state = make_backbone("resnet10t", "none", 1000).state_dict()
+    path = tmp_path_factory.mktemp("weights") / "resnet10t.safetensors"
+    save_file({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, path)
+    torch.save({"state_dict": state}, path.with_suffix(".pth"))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights_are_loaded_and_the_head_is_new(weights: Path, suffix: str) -> None:
+    source = torch.load(weights.with_suffix(".pth"), weights_only=True)["state_dict"]
+    network = make_backbone("resnet10t", str(weights.with_suffix(suffix)), 5)
+    loaded = network.state_dict()
+    assert loaded["fc.weight"].shape == (5, 512)
+    for key, value in loaded.items():
+        if not key.startswith("fc."):
+            assert torch.allclose(value.float(), source[key].float(), atol=1e-3), key
+            assert value.dtype == source[key].dtype
+
+
+def broken(weights: Path, tmp_path: Path, fault: str) -> tuple[str, str]:
+    """Return (model name, file) of weights with a fault."""
+    state = torch.load(weights.with_suffix(".pth"), weights_only=True)["state_dict"]
+    path = tmp_path / "w.pth"
+    if fault == "truncated":
+        path.write_bytes(weights.with_suffix(".pth").read_bytes()[:5000])
+    elif fault == "text":
+        path.write_text("weights")
+    elif fault == "missing":
+        torch.save({key: value for key, value in state.items() if "layer4" not in key}, path)
+    elif fault == "shape":
+        torch.save({**state, "layer1.0.conv1.weight": torch.zeros(3)}, path)
+    elif fault == "nan":
+        torch.save({**state, "bn1.weight": torch.full_like(state["bn1.weight"], torch.nan)}, path)
+    elif fault == "pickle":
+        torch.save(nn.Linear(2, 2), path)  # a module: loading it would run code
+    return ("resnet18" if fault == "other network" else "resnet10t"), str(weights if fault == "other network" else path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("truncated", "cannot read"),
+        ("text", "cannot read"),
+        ("missing", "missing"),
+        ("shape", "of another shape"),
+        ("nan", "NaN"),
+        ("pickle", "cannot read"),
+        ("other network", "not weights of resnet18"),
+    ],
+)
+def test_wrong_weights_are_named(weights: Path, tmp_path: Path, fault: str, said: str) -> None:
+    name, path = broken(weights, tmp_path, fault)
+    with pytest.raises(InputError, match=said) as error:
+        make_backbone(name, path, 5)
+    assert path in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"model\.weights=PATH .* or model\.weights=none") as error:
+        make_backbone("resnet18", "resnet18.tv_in1k", 5)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "said"),
+    [
+        ("resnet18", "resnet18.tv_in2k", "did you mean resnet18.tv_in1k"),
+        ("resnet18", "resnet34.tv_in1k", "resnet18"),
+        ("resnet19", "none", "did you mean resnet18"),
+    ],
+)
+def test_wrong_names_are_corrected(name: str, tag: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_backbone(name, tag, 5)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0", "convnext_atto"])
+@pytest.mark.parametrize("finetune", ["full", "head", "last_stage"])
+def test_frozen_parts_do_not_move(name: str, finetune: str) -> None:
+    torch.manual_seed(0)
+    network = BinNetwork(make_backbone(name, "none", 3), Preprocessing(64), channels_last=True)
+    freeze(network.backbone, finetune)
+    network.train()
+    frozen_to_eval(network)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    nn.functional.cross_entropy(network(pixels), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    moved = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    head = {key for key in before if key.startswith(("backbone.fc.", "backbone.classifier.", "backbone.head."))}
+    first = next(key for key in before if key.endswith("weight"))
+    assert moved & head
+    if finetune == "head":
+        assert moved <= head
+    elif finetune == "last_stage":
+        assert moved - head
+        assert first not in moved
+        assert len(moved) < len(before)
+    else:
+        assert first in moved
+        statistics = {key for key in before if "running_" in key}
+        assert statistics <= moved
+
+
+def lr_curve(schedule: str, steps: int, **options: float) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = getattr(schedules, schedule)(optimizer, steps_per_epoch=10, max_epochs=steps // 10, **options)
+    curve = []
+    for _ in range(steps):
+        curve.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return curve
+
+
+def test_schedules() -> None:
+    assert set(lr_curve("constant", 50)) == {1.0}
+    stepped = lr_curve("step", 60, step_size_epochs=2, gamma=0.1)
+    assert stepped[:20] == [1.0] * 20
+    assert stepped[20:40] == pytest.approx([0.1] * 20)
+    assert stepped[40:] == pytest.approx([0.01] * 20)
+    cosine = lr_curve("cosine", 100, warmup_epochs=1, min_lr_ratio=0.1)
+    assert cosine[0] == pytest.approx(1 / 11)
+    assert max(cosine) == cosine[10] == 1.0
+    assert cosine[:10] == sorted(cosine[:10])
+    assert cosine[10:] == sorted(cosine[10:], reverse=True)
+    assert 0.1 <= cosine[-1] < 0.11
+    assert max(lr_curve("cosine", 10, warmup_epochs=1, min_lr_ratio=0.0)) == 1.0, "one epoch still gets to full speed"
+
+
+def test_network_does_not_depend_on_the_memory_format() -> None:
+    torch.manual_seed(0)
+    backbone = make_backbone("resnet10t", "none", 3).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        nchw = BinNetwork(backbone, Preprocessing(64), channels_last=False)(pixels)
+        nhwc = BinNetwork(backbone, Preprocessing(64), channels_last=True)(pixels)
+    assert torch.allclose(nchw, nhwc, atol=1e-4)

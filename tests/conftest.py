@@ -9,6 +9,8 @@ import pytest
 
 from tests.running import ROOT, TINY, Run, run_here
 
+pytest_plugins = ["tests.s3"]
+
 # Colours and widths of the terminal that runs the tests must not reach what they read; nothing may reach for a cloud.
 os.environ.update({"NO_COLOR": "1", "COLUMNS": "120", "WANDB_MODE": "offline"})
 

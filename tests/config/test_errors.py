@@ -83,6 +83,9 @@ MISTAKES = [
     ("-m seed=range(0,100) data.batch_size=8,0", ["data.batch_size=0", "at least 1"]),
     ("--cfg job data.bach_size=3", ["did you mean data.batch_size?"]),
     ("check=true data.bach_size=3", ["did you mean data.batch_size?"]),
+    ("--config-path=nowhere", ["--config-path=nowhere", "--config-dir"]),
+    ("--experimental-rerun=config.pickle", ["--experimental-rerun", "pickle"]),
+    ("--config-name=trian", ["trian"]),
     ("--config-dir=nowhere", ["--config-dir=nowhere", "no such folder"]),
 ]
 

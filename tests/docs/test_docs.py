@@ -52,6 +52,9 @@ def readers_folder(trained: Path, workplace: Path, abid_like: Path) -> Path:
     for name in ("photos", "labelled_photos"):
         if not (workplace / name).exists():
             shutil.copytree(abid_like, workplace / name)
+    photos = sorted((workplace / "photos" / "bin-images").iterdir())
+    rows = [f"{photo},{number % 5 + 1}\n" for number, photo in enumerate(photos)]
+    (inside / "photos.csv").write_text("path,quantity\n" + "".join(rows))
     return inside
 
 
@@ -80,6 +83,8 @@ def adapted(line: str, run: Path) -> tuple[str, list[str]]:
         overrides += ["trainer.accelerator=auto"] if "trainer=gpu" in overrides else []
         overrides += ["data.source=../photos", "data.limit=200"]
     if task == "train":
+        # One epoch shows that the command runs; the last word on the line wins.
+        overrides += ["trainer.max_epochs=1"]
         overrides += [word for word in SMALL if word.split("=")[0] not in {given.split("=")[0] for given in overrides}]
         if not any(given.startswith("debug=") for given in overrides):
             overrides += ["debug=fast"]

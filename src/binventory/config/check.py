@@ -25,11 +25,11 @@ SCHEMAS: dict[str, type] = {
 TARGET_NODES = ("data.reader", "objective", "optimizer", "scheduler")
 
 
-def check_config(config_name: str, composed: DictConfig) -> DictConfig:
+def check_config(task: str, composed: DictConfig) -> DictConfig:
     """Validate a composed config and resolve its interpolations.
 
     Args:
-        config_name: which schema it must fit; a primary config of another name is checked as `train`.
+        task: train, predict, evaluate or prepare: which schema it must fit.
         composed: what Hydra composed, with its `hydra` node.
 
     Returns:
@@ -39,7 +39,7 @@ def check_config(config_name: str, composed: DictConfig) -> DictConfig:
         ConfigError: names the key, the value and the nearest right name or the allowed values.
     """
     plain = _resolve(composed)
-    checked = _fit(SCHEMAS.get(config_name, schema.TrainConfig), plain)
+    checked = _fit(SCHEMAS[task], plain)
     for dotted in TARGET_NODES:
         node = OmegaConf.select(checked, dotted, default=None)
         if node is not None:

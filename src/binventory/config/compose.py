@@ -30,12 +30,15 @@ OPTIONAL_GROUPS = ("experiment", "debug")
 MAX_CHECKED_COMBINATIONS = 64
 
 
-def compose_checked(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> list[DictConfig]:
+def compose_checked(
+    task: str, overrides: Sequence[str], *, config_name: str | None = None, config_dir: str | None = None
+) -> list[DictConfig]:
     """Compose and check every config that the command line asks for.
 
     Args:
-        config_name: primary config: train, predict, evaluate, prepare, or one that `config_dir` adds.
+        task: train, predict, evaluate or prepare: whose schema the config must fit.
         overrides: Hydra overrides; sweeps (`a=1,2`) are expanded.
+        config_name: primary config; None: the one named as the task.
         config_dir: a further folder of configs, as Hydra's `--config-dir`.
 
     Returns:
@@ -51,7 +54,8 @@ def compose_checked(config_name: str, overrides: Sequence[str], config_dir: str 
         parsed = [*_parse([f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]), *parsed]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         groups = _Groups(GlobalHydra.instance().config_loader(), config_dir)
-        return [_compose_one(groups, config_name, combination) for combination in _combinations(parsed)]
+        primary = config_name or task
+        return [_compose_one(groups, task, primary, combination) for combination in _combinations(parsed)]
 
 
 class _Groups:
@@ -135,7 +139,7 @@ def _sweep_values(override: Override) -> list[Override]:
     return _parse([f"{key if key.startswith(prefix) else prefix + key}={text}" for text in texts])
 
 
-def _compose_one(groups: _Groups, config_name: str, parsed: list[Override]) -> DictConfig:
+def _compose_one(groups: _Groups, task: str, config_name: str, parsed: list[Override]) -> DictConfig:
     for override in parsed:
         if override.key_or_group in groups.names:
             _check_group_choice(override, groups)
@@ -146,7 +150,7 @@ def _compose_one(groups: _Groups, config_name: str, parsed: list[Override]) -> D
         base, known = groups.composed(config_name, [override for override in parsed if override not in of_keys])
         for override in of_keys:
             _check_key(override, base, known, groups.names)
-    return check_config(config_name, _hydra_compose(config_name, parsed))
+    return check_config(task, _hydra_compose(config_name, parsed))
 
 
 def _is_hydras(override: Override) -> bool:

@@ -39,7 +39,7 @@ def _counts(config: Any) -> None:
 def _model_name(config: Any) -> None:
     if "model" not in config or config.model.name in PRESET_MODELS or ":" in config.model.name:
         return
-    import timm  # only here: the presets' names are answered in a second
+    from binventory.models.timm_alone import timm  # only here: the presets' names are answered in a second
 
     name = config.model.name
     if not timm.is_model(name):

@@ -146,9 +146,8 @@ def _cut_groups(members: Mapping[str, Counter[int]], fraction: float, seed: int)
     def order(group: str) -> tuple[int, bytes]:
         return -members[group].total(), hashlib.sha256(f"{seed}:{group}".encode()).digest()
 
-    lead = dict.fromkeys(
-        totals, 0.0
-    )  # of each count: how much fuller the part is than the rest, as shares of their aims
+    # Of each count: how much fuller the part is than the rest, as shares of their aims.
+    lead = dict.fromkeys(totals, 0.0)
     part: set[str] = set()
     for group in sorted(members, key=order):
         held = sorted(members[group].items())  # sums of floats depend on their order

@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from binventory.config.capture import redact
+from binventory.config.capture import redact, to_plain
 from binventory.config.check import check_config
 from binventory.config.compose import CONFIG_DIR, compose_checked
-from binventory.errors import UserError
+from binventory.errors import ConfigError, UserError
 from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
 from binventory.launch.spec import JobSpec
 from binventory.tracking.run_folder import register_resolvers
@@ -34,10 +34,15 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
     arguments, unknown = get_args_parser().parse_known_args()
     try:
         if not _is_hydras_own(arguments):
-            config_name = arguments.config_name or task_name
-            configs = compose_checked(config_name, [*arguments.overrides, *unknown], arguments.config_dir)
+            _refuse(arguments)
+            configs = compose_checked(
+                task_name,
+                [*arguments.overrides, *unknown],
+                config_name=arguments.config_name,
+                config_dir=arguments.config_dir,
+            )
             if configs[0].check and arguments.cfg is None:
-                print(OmegaConf.to_yaml(OmegaConf.create(redact(_without_hydra(configs[0])))), end="")
+                print(OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(configs[0])))), end="")
                 sys.exit(0)
     except UserError as error:
         report_user_error(error)
@@ -52,12 +57,12 @@ def _is_hydras_own(arguments: Any) -> bool:
     )  # fmt: skip
 
 
-def _without_hydra(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [str(n) for n in config if n != "hydra"]), resolve=True
-    )
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+def _refuse(arguments: Any) -> None:
+    """Refuse the flags of Hydra that would run another config than the one that was checked."""
+    if arguments.config_path is not None:
+        raise ConfigError(f"--config-path={arguments.config_path}: add configs of your own with --config-dir")
+    if arguments.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun: loads a pickle, which can run anything; give the overrides again")
 
 
 def _job(task_name: str) -> Callable[[DictConfig], Any]:
@@ -85,7 +90,7 @@ def freeze(task_name: str, config: DictConfig) -> JobSpec:
     assert isinstance(frozen_hydra, dict)
     return JobSpec(
         task=f"binventory.tasks.{task_name}:run",
-        config={**_without_hydra(config), "hydra": _json_plain(frozen_hydra["hydra"])},
+        config={**to_plain(config), "hydra": _json_plain(frozen_hydra["hydra"])},
         run_dir=str(Path(hydra_config.runtime.output_dir)),
         overrides=list(hydra_config.overrides.task),
     )

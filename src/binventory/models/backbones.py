@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from binventory.config.suggest import did_you_mean
 from binventory.errors import ConfigError, InputError
+from binventory.models.timm_alone import timm
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +168,7 @@ def freeze(network: nn.Module, finetune: str) -> None:
 
 def _last_stage(network: nn.Module) -> set[str]:
     timm_model = cast(Any, network)
-    groups: dict[str, int] = group_parameters(network, timm_model.group_matcher(coarse=True), reverse=True)
+    groups: dict[str, int] = timm.models.group_parameters(network, timm_model.group_matcher(coarse=True), reverse=True)
     stage = timm_model.feature_info[-1]["module"]
     first = min(group for key, group in groups.items() if key.startswith(f"{stage}."))
     return {key for key, group in groups.items() if group >= first}

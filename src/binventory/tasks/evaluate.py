@@ -34,7 +34,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> float:
         InputError: no model, no source, or not one photo that could be scored.
     """
     bundle = load_bundle(Path(config.run), config.accelerator)
-    photos = _labelled(list_inputs(config.source, config.s3, config.paths.data_dir), bundle.counts, config.source)
+    photos = _labelled(
+        list_inputs(config.source, config.s3, config.paths.data_dir, key="source"), bundle.counts, config.source
+    )
     started = time.perf_counter()
     scored = score_photos(
         bundle, photos, batch_size=config.batch_size, num_workers=config.num_workers, label="evaluating"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from functools import partial
@@ -64,7 +65,8 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     )
     progress = ProgressReport(config.callbacks.progress.every_n_steps)
     has_val = config.objective_metric is not None
-    trainer = make_trainer(config, run_dir, [progress, *make_callbacks(config, run_dir, has_val=has_val)])
+    callbacks = [progress, *make_callbacks(config, run_dir, has_val=has_val)]
+    trainer = make_trainer(config, run_dir, callbacks, data)
     _add_data_facts(trainer, run_dir, prepared)
 
     trainer.fit(module, datamodule=data)
@@ -140,7 +142,7 @@ def direction(metric: str) -> str:
     return "max" if metric.rsplit("/", maxsplit=1)[-1] in MAXIMIZED else "min"
 
 
-def make_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> pl.Trainer:
+def make_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback], data: BinDataModule) -> pl.Trainer:
     """Build the Lightning Trainer that a config asks for."""
     asked = config.trainer
     return pl.Trainer(
@@ -154,9 +156,9 @@ def make_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) 
         gradient_clip_val=asked.gradient_clip_val,
         sync_batchnorm=asked.sync_batchnorm,
         deterministic=asked.deterministic,
-        limit_train_batches=_batches(asked.limit_train_batches),
-        limit_val_batches=_batches(asked.limit_val_batches),
-        limit_test_batches=_batches(asked.limit_test_batches),
+        limit_train_batches=_batches(asked.limit_train_batches, data, "train"),
+        limit_val_batches=_batches(asked.limit_val_batches, data, "val"),
+        limit_test_batches=_batches(asked.limit_test_batches, data, "test"),
         log_every_n_steps=asked.log_every_n_steps,
         profiler=_profiler(asked.profiler, run_dir),
         default_root_dir=run_dir,
@@ -177,9 +179,12 @@ def choose_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def _batches(limit: float | None) -> int | float | None:
-    """Lightning tells a count from a share by the type."""
-    return limit if limit is None or limit < 1 else int(limit)
+def _batches(limit: float | None, data: BinDataModule, split: str) -> int | None:
+    """Turn a share into a number of batches, at least one: Lightning refuses a share that comes to less."""
+    if limit is None:
+        return None
+    num_batches = math.ceil(len(data.bins(split).ids) / data.data.batch_size)
+    return int(limit) if limit >= 1 else max(1, int(limit * num_batches))
 
 
 def _profiler(name: str | None, run_dir: Path) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, S3Config
+from binventory.config.targets import import_target
 from binventory.data.sources.base import Source
 from binventory.errors import ConfigError
 
@@ -29,21 +29,10 @@ def make_source(data: DataConfig, s3: S3Config, data_dir: str | Path) -> Source:
     if not isinstance(reader, dict) or not isinstance(reader.get("_target_"), str):
         raise ConfigError(f"data.reader={reader!r}: needs _target_: package.module.Class; set data=… or data.reader")
     options = {str(key): value for key, value in reader.items() if key != "_target_"}
-    reader_class = _import(reader["_target_"])
+    reader_class = import_target("data.reader", reader["_target_"])
     arguments = {"file_list": data.file_list, "limit": data.limit, "s3": s3, "data_dir": data_dir} | options
     try:
         inspect.signature(reader_class).bind(data.source, **arguments)
     except TypeError as error:
         raise ConfigError(f"data.reader: {reader['_target_']} does not fit these options: {error}") from error
     return cast(Source, reader_class(data.source, **arguments))
-
-
-def _import(target: str) -> Any:
-    module_name, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"data.reader._target_={target}: cannot be imported: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"data.reader._target_={target}: is no class; name package.module.Class")
-    return found

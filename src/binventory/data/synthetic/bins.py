@@ -51,8 +51,25 @@ class Bin:
         return len(self.units)
 
 
-def make_bin(seed: int, index: int) -> Bin:
-    """Draw the `index`-th bin of a seed."""
+@dataclass(frozen=True)
+class Plan:
+    """What is settled about a bin before anything is drawn.
+
+    Attributes:
+        id: its name.
+        quantity: how many items are in it, 1..5.
+        scene: index of the bin whose pod and items it shows: its own, or that of its elder sibling.
+        scene_quantity: how many items that scene has; one more than `quantity` where one is taken out.
+    """
+
+    id: str
+    quantity: int
+    scene: int
+    scene_quantity: int
+
+
+def plan_bin(seed: int, index: int) -> Plan:
+    """Settle id, siblings and count of the `index`-th bin of a seed."""
     block, place = divmod(index, BLOCK)
     rng = _generator(seed, 0, block)
     pair_at = int(rng.integers(BLOCK - 2))  # the last place of a block stays single
@@ -60,28 +77,37 @@ def make_bin(seed: int, index: int) -> Bin:
     steps[pair_at + 1] = 1
     numbers = FIRST_ID + block * IDS_PER_BLOCK + np.cumsum(steps) - 1
     before_is_full = bool(rng.random() < 0.5)
+    draws = rng.random(BLOCK)
 
-    paired = place in (pair_at, pair_at + 1)
-    scene = _generator(seed, 1, block * BLOCK + (pair_at if paired else place))
-    shares = PAIR_SHARES if paired else SINGLE_SHARES
-    count = int(scene.choice(len(shares), p=shares)) + (2 if paired else 1)
-    pod = make_pod(scene)
-    units = place_units(scene, pod.room, count)
-    if paired and (place == pair_at) != before_is_full:
-        # What was taken out or put in lay on top: nothing else had to move.
-        tops = [index for index, unit in enumerate(units) if unit.on_top]
-        del units[int(scene.choice(tops))]
-    return Bin(_bin_id(block, place, numbers), pod, tuple(units), int(_generator(seed, 2, index).integers(2**31)))
+    bin_id = f"{numbers[place]:05d}"
+    if place == BLOCK - 1 and block % UNPADDED_EVERY == 0 and numbers[0] < 10_000:
+        bin_id = str(numbers[0])  # the unpadded twin of the block's first id
+    if place not in (pair_at, pair_at + 1):
+        quantity = 1 + _pick(SINGLE_SHARES, draws[place])
+        return Plan(bin_id, quantity, index, quantity)
+    full = 2 + _pick(PAIR_SHARES, draws[pair_at])
+    is_full = (place == pair_at) == before_is_full
+    return Plan(bin_id, full if is_full else full - 1, block * BLOCK + pair_at, full)
+
+
+def make_bin(seed: int, index: int) -> Bin:
+    """Make up the `index`-th bin of a seed."""
+    plan = plan_bin(seed, index)
+    rng = _generator(seed, 1, plan.scene)
+    pod = make_pod(rng)
+    units = place_units(rng, pod.room, plan.scene_quantity)
+    if plan.quantity < plan.scene_quantity:
+        # What was taken out, or is put in later, lies on top: nothing else has to move.
+        del units[int(rng.choice([place for place, unit in enumerate(units) if unit.on_top]))]
+    return Bin(plan.id, pod, tuple(units), int(_generator(seed, 2, index).integers(2**31)))
+
+
+def _pick(shares: np.ndarray, draw: float) -> int:
+    return int(np.searchsorted(np.cumsum(shares)[:-1], draw, side="right"))
 
 
 def _generator(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence((seed, *purpose)))
-
-
-def _bin_id(block: int, place: int, numbers: np.ndarray) -> str:
-    if place == BLOCK - 1 and block % UNPADDED_EVERY == 0 and numbers[0] < 10_000:
-        return str(numbers[0])  # the unpadded twin of the block's first id
-    return f"{numbers[place]:05d}"
 
 
 def metadata_of(drawn: Bin) -> dict[str, Any]:

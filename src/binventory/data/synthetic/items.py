@@ -36,12 +36,16 @@ def _canvas(color: Color, width: int, height: int) -> tuple[Image.Image, ImageDr
     return picture, ImageDraw.Draw(picture), Image.new("L", (width, height), 255)
 
 
-def _cuboid(product: Product, rng: np.random.Generator, width: int, height: int) -> tuple[ImageDraw.ImageDraw, int, Patch]:
+def _cuboid(
+    product: Product, rng: np.random.Generator, width: int, height: int
+) -> tuple[ImageDraw.ImageDraw, int, Patch]:
     """A box seen a little from above: front, lid, and edges. Also gives the height of the lid."""
     picture, pen, mask = _canvas(shade(product.color, 0.92), width, height)
     lid = int(min(height * 0.22, width * 0.16) * rng.uniform(0.5, 1.0))
     inset = int(width * rng.uniform(0.02, 0.08))
-    pen.polygon([(0, lid), (inset, 0), (width - 1 - inset, 0), (width - 1, lid)], blend(product.color, (255, 250, 235), 0.28))
+    pen.polygon(
+        [(0, lid), (inset, 0), (width - 1 - inset, 0), (width - 1, lid)], blend(product.color, (255, 250, 235), 0.28)
+    )
     cut = ImageDraw.Draw(mask)
     cut.polygon([(-1, -1), (inset, -1), (-1, lid)], 0)
     cut.polygon([(width, -1), (width - 1 - inset, -1), (width, lid)], 0)
@@ -57,7 +61,12 @@ def _carton(product: Product, rng: np.random.Generator, width: int, height: int)
         x, half = width * rng.uniform(0.3, 0.7), width * 0.06
         pen.rectangle((x - half, 0, x + half, height), blend(product.color, (236, 222, 190), 0.4))
     if rng.random() < 0.6:
-        write(pen, product.brand, (width * 0.1, lid + height * 0.1, width * 0.9, lid + height * 0.4), shade(product.color, 0.5))
+        write(
+            pen,
+            product.brand,
+            (width * 0.1, lid + height * 0.1, width * 0.9, lid + height * 0.4),
+            shade(product.color, 0.5),
+        )
     return patch
 
 
@@ -71,7 +80,12 @@ def _box(product: Product, rng: np.random.Generator, width: int, height: int) ->
         x, y = width * rng.uniform(0.15, 0.5), lid + face * rng.uniform(0.2, 0.5)
         pen.ellipse((x, y, x + width * 0.35, y + face * 0.35), product.accent)
     write(pen, product.brand, (width * 0.08, lid + face * 0.06, width * 0.92, lid + face * 0.34), product.accent)
-    text_lines(pen, rng, (width * 0.1, lid + face * 0.75, width * 0.6, height * 0.95), blend(product.color, product.accent, 0.6))
+    text_lines(
+        pen,
+        rng,
+        (width * 0.1, lid + face * 0.75, width * 0.6, height * 0.95),
+        blend(product.color, product.accent, 0.6),
+    )
     return patch
 
 
@@ -81,7 +95,7 @@ def _book(product: Product, rng: np.random.Generator, width: int, height: int) -
     pen.rectangle((width - pages, 3, width, height - 3), (226, 218, 198))
     for x in range(width - pages, width, 3):
         pen.line((x, 3, x, height), (190, 180, 158))
-    for y in (0.1, 0.86):
+    for y in (rng.uniform(0.04, 0.12), rng.uniform(0.78, 0.9)):
         pen.rectangle((0, height * y, width - pages, height * (y + 0.035)), product.accent)
     pen.line((3, 0, 3, height), shade(product.color, 1.35), 3)
     if width > 40:
@@ -161,15 +175,19 @@ def _soft_outline(rng: np.random.Generator, width: int, height: int, wobble: flo
 
 def _bag(product: Product, rng: np.random.Generator, width: int, height: int) -> Patch:
     """A polybag: soft edge, wrinkles that shine."""
-    picture, pen, _ = _canvas(product.color, width, height)
-    for _ in range(14):
-        start = rng.uniform((0, 0), (width, height))
-        turn = rng.uniform(0, np.pi)
-        reach = rng.uniform(0.15, 0.5) * min(width, height)
-        end = start + reach * np.array((np.cos(turn), np.sin(turn)))
-        bent = (start + end) / 2 + rng.normal(0, 0.12 * reach, 2)
-        tone = blend(product.color, (255, 255, 250), rng.uniform(0.2, 0.6)) if rng.random() < 0.6 else shade(product.color, 0.6)
-        pen.line([tuple(start), tuple(bent), tuple(end)], tone, int(rng.integers(1, 5)))
+    picture, pen, _ = _canvas(shade(product.color, 0.9), width, height)
+    shine, fold = blend(product.color, (255, 255, 250), 0.55), shade(product.color, 0.62)
+    for _ in range(22):
+        start, turn = rng.uniform((0, 0), (width, height)), rng.uniform(0, np.pi)
+        along = rng.uniform(0.15, 0.5) * min(width, height) * np.array((np.cos(turn), np.sin(turn)))
+        bent = start + along / 2 + rng.normal(0, 0.06 * min(width, height), 2)
+        points = [tuple(point) for point in (start, bent, start + along)]
+        pen.line([(x + 2, y + 2) for x, y in points], fold, 2)
+        pen.line(points, shine, int(rng.integers(1, 4)))
+    across, down = np.linspace(-1, 1, width), np.linspace(-1, 1, height)
+    bulge = 1.12 - 0.3 * (across[None, :, None] ** 2 + (down[:, None, None] + 0.4) ** 2) / 2
+    picture = from_array(np.asarray(picture) * bulge)
+    pen = ImageDraw.Draw(picture)
     outline = _soft_outline(rng, width, height, 0.07)
     pen.line([*outline, outline[0]], blend(product.color, (255, 255, 250), 0.35), 3)
     mask = Image.new("L", (width, height), 0)
@@ -180,7 +198,7 @@ def _bag(product: Product, rng: np.random.Generator, width: int, height: int) ->
 def _pouch(product: Product, rng: np.random.Generator, width: int, height: int) -> Patch:
     """A stand-up pouch: crimped top, a round label."""
     picture, pen, _ = _canvas(product.color, width, height)
-    crimp = height * 0.12
+    crimp = height * rng.uniform(0.08, 0.14)
     pen.rectangle((0, 0, width, crimp), shade(product.color, 1.2))
     for x in range(0, width, 6):
         pen.line((x, 0, x, crimp), shade(product.color, 0.8))
@@ -189,7 +207,10 @@ def _pouch(product: Product, rng: np.random.Generator, width: int, height: int) 
     mask = Image.new("L", (width, height), 0)
     body = ImageDraw.Draw(mask)
     belly = width * 0.05
-    body.polygon([(belly, 0), (width - belly, 0), (width, height * 0.6), (width - 1, height), (0, height), (0, height * 0.6)], 255)
+    body.polygon(
+        [(belly, 0), (width - belly, 0), (width, height * 0.6), (width - 1, height), (0, height), (0, height * 0.6)],
+        255,
+    )
     across = np.linspace(-1, 1, width)
     return from_array(np.asarray(picture) * (1.08 - 0.4 * across**4)[None, :, None]), mask
 

@@ -1,7 +1,7 @@
 """Where items stand in a bin: columns of one to three units on the floor, some in front of others.
 
-All lengths are shares of the photo's width. How much of the bin is full and how bright it is does not depend on the count:
-fewer items are larger. What is left is to see the items one by one.
+All lengths are shares of the photo's width. How much of the bin is full, and so how bright the photo is, does not
+depend on the count: fewer items are larger. What is left to a counter is to tell the items apart.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ def _with_sticker(rng: np.random.Generator, unit: Unit, later: list[Unit]) -> Un
     places = rng.uniform((0.2, 0.3), (0.8, 0.75), (8, 2))
     hidden = [sum(_covers(other, unit, place, width) for other in later) for place in places]
     x, y = places[int(np.argmin(hidden))].tolist()
-    return Unit(
-        unit.product, unit.x, unit.bottom, unit.width, unit.height, unit.tilt, (x, y), width, unit.on_top
-    )
+    return Unit(unit.product, unit.x, unit.bottom, unit.width, unit.height, unit.tilt, (x, y), width, unit.on_top)
 
 
 def _covers(other: Unit, unit: Unit, place: np.ndarray, width: float) -> bool:

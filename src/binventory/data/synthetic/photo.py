@@ -64,7 +64,7 @@ def _expose(picture: Image.Image, rng: np.random.Generator) -> bytes:
     x = np.linspace(-1, 1, width, dtype=np.float32) - np.float32(rng.uniform(-0.4, 0.4))
     y = np.linspace(-1, 1, height, dtype=np.float32) - np.float32(rng.uniform(-0.6, 0.1))
     falloff = 1 - np.float32(rng.uniform(0.12, 0.3)) * (x[None, :, None] ** 2 + y[:, None, None] ** 2) / 2
-    gain = np.float32(rng.uniform(0.75, 1.15))
+    gain = np.float32(rng.uniform(0.9, 1.3))
     tint = LAMP * rng.uniform(0.95, 1.05, 3).astype(np.float32)
     noise = rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(1.0, 6.0))
     file = io.BytesIO()

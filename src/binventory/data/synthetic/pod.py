@@ -108,7 +108,11 @@ WEAVE_SIZE = 512
 def _weave() -> Image.Image:
     """Threads and creases of the fabric, as a picture to multiply by."""
     rng = np.random.default_rng(0)
-    threads = rng.normal(0, 5, (WEAVE_SIZE, 1)) + rng.normal(0, 5, (1, WEAVE_SIZE)) + rng.normal(0, 5, (WEAVE_SIZE, WEAVE_SIZE))
+    threads = (
+        rng.normal(0, 5, (WEAVE_SIZE, 1))
+        + rng.normal(0, 5, (1, WEAVE_SIZE))
+        + rng.normal(0, 5, (WEAVE_SIZE, WEAVE_SIZE))
+    )
     coarse = from_array(rng.normal(128, 40, (10, 10))).resize((WEAVE_SIZE, WEAVE_SIZE), Image.Resampling.BICUBIC)
     light = 236 + threads + (np.asarray(coarse, float) - 128) * 0.25
     return Image.merge("RGB", [from_array(light)] * 3)

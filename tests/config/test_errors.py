@@ -27,7 +27,7 @@ MISTAKES = [
     ("++trainer.max_epoch=3", ["trainer.max_epoch=3", "did you mean trainer.max_epochs?"]),
     ("+anything=1", ["anything=1", "no such key"]),
     ("~trainer.max_epochs", ["~trainer.max_epochs", "required"]),
-    ("optimizer.momentum=0.9", ["optimizer.momentum=0.9", "no such key"]),
+    ("optimizer=adamw optimizer.momentum=0.9", ["optimizer.momentum=0.9", "no such key"]),
     ("objective.label_smothing=0.1", ["did you mean objective.label_smoothing?"]),
     ("data.reader.num_bin=100", ["did you mean data.reader.num_bins?"]),
     ("hydra.sweeep=1", ["hydra.sweeep"]),

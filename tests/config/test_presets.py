@@ -15,7 +15,8 @@ GROUP, EXPERIMENT, DEBUG, LINE = "trainer=cpu", "experiment=abid_resnet18", "deb
 
 # (overrides, key, value): who says what, and who wins.
 PRECEDENCE = [
-    ([], "trainer.max_epochs", "group"),
+    (["~recipe"], "trainer.max_epochs", "group"),
+    ([], "trainer.max_epochs", 20),
     ([EXPERIMENT], "trainer.max_epochs", 4),
     ([DEBUG], "trainer.max_epochs", 1),
     ([EXPERIMENT, DEBUG], "trainer.max_epochs", 1),
@@ -31,6 +32,13 @@ PRECEDENCE = [
     ([EXPERIMENT, "data=synthetic"], "data.source", "synthetic"),
     (["model=resnet50", "model.weights=none"], "model.weights", "none"),
     (["optimizer=sgd", "optimizer.lr=0.5"], "optimizer.lr", 0.5),
+    # a recipe is read with its own pair of model and optimizer, and gives way to all but the groups
+    (["model=tiny", "optimizer=sgd"], "optimizer.lr", 0.2),
+    (["model=tiny", "optimizer=sgd", "optimizer.lr=0.5"], "optimizer.lr", 0.5),
+    (["model=tiny", "optimizer=adamw"], "optimizer.lr", 0.001),
+    (["model=resnet18", "optimizer=sgd"], "optimizer.lr", 0.01),
+    (["model=tiny", DEBUG], "trainer.max_epochs", 1),
+    (["~recipe"], "optimizer.lr", 0.01),
 ]
 
 
@@ -48,7 +56,7 @@ def test_precedence(overrides: list[str], key: str, expected: Any) -> None:
 def choices(config_name: str) -> list[str]:
     """Every choice of every group in the config's defaults list."""
     groups = [
-        str(next(iter(entry)))
+        str(next(iter(entry))).removeprefix("optional ")
         for entry in OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml").defaults
         if entry != "_self_"
     ]

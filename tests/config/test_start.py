@@ -37,7 +37,7 @@ def probe(tmp_path: Path, script: str, *arguments: str, **environment: str) -> s
 @pytest.mark.parametrize(
     ("script", "arguments", "exit_code", "said"),
     [
-        ("train.py", ["--help"], 0, "model: resnet101, resnet10t"),
+        ("train.py", ["--help"], 0, "model: resnet101, resnet18"),
         ("train.py", ["--cfg", "job", "model=resnet50"], 0, "name: resnet50"),
         ("train.py", ["check=true"], 0, "source: synthetic"),
         ("train.py", ["model=resent18"], 2, ""),

@@ -126,7 +126,7 @@ def test_bad_input_is_one_line(
 
 def test_train_obeys_the_same_policy(broken_source: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        run("train", "data=abid", f"data.source={broken_source}", "model=resnet10t", "debug=fast")
+        run("train", "data=abid", f"data.source={broken_source}", "debug=fast")
     assert exit_.value.code == 2
     assert "data.max_bad_fraction=0.05" in capsys.readouterr().err
 

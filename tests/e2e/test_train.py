@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -249,3 +250,27 @@ def test_multirun_gives_every_job_its_own_folder(workplace: Path) -> None:
     (sweep,) = workplace.glob("outputs/sweeps/*")
     assert [OmegaConf.load(sweep / str(job) / "config.yaml").seed for job in (0, 1)] == [0, 1]
     assert all(read_json(sweep / str(job) / "status.json")["state"] == "done" for job in (0, 1))
+
+
+def test_a_terminal_gets_a_live_bar(workplace: Path) -> None:
+    """A real pseudo-terminal: the bar is redrawn in place and says loss, accuracy, speed and time left."""
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "debug=fast"]
+    main_end, other_end = os.openpty()
+    process = subprocess.Popen(
+        command, cwd=workplace, stdout=other_end, stderr=subprocess.STDOUT, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(other_end)
+    said = b""
+    while True:
+        try:
+            said += os.read(main_end, 65536)
+        except OSError:  # Linux ends a terminal whose other end is closed with EIO
+            break
+    os.close(main_end)
+    assert process.wait(timeout=60) == 0
+    text = said.decode()
+    assert "\x1b[2K" in text, "a line was redrawn"
+    bar = next(line for line in text.splitlines() if "img/s" in line)
+    for part in ("epoch 1/", "loss ", "accuracy ", "img/s", "ETA "):
+        assert part in bar
+    assert "Results" in text

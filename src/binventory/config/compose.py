@@ -24,7 +24,7 @@ from binventory.errors import ConfigError
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 # Groups that a config can do without.
-OPTIONAL_GROUPS = ("experiment", "debug")
+OPTIONAL_GROUPS = ("recipe", "experiment", "debug")
 
 # Above this many combinations of a sweep each value is checked beside the first value of the other keys instead.
 MAX_CHECKED_COMBINATIONS = 64

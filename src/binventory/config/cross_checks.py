@@ -14,7 +14,7 @@ from binventory.errors import ConfigError
 
 # Every network here halves its input five times.
 NETWORK_STRIDE = 32
-PRESET_MODELS = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101")
+PRESET_MODELS = ("test_resnet", "resnet18", "resnet34", "resnet50", "resnet101")
 OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
 
 

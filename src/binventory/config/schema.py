@@ -64,7 +64,7 @@ class SyntheticReaderConfig:
 
     _target_: str = key("class")
     num_bins: int = key("bins drawn", ge=20)
-    photo_size: int = key("side of a drawn photo, in pixels", ge=32, le=1024)
+    photo_size: int = key("width of a drawn photo, in pixels", ge=32, le=1024)
     seed: int = key("seed of the drawing", ge=0, lt=2**32)
 
 
@@ -90,7 +90,9 @@ class DataConfig:
     interpolation: str = key("resampling filter", choices=("bilinear", "bicubic"))
     hflip: float = key("probability of a horizontal flip in training", ge=0, le=1)
     batch_size: int = key("global batch, divided over the devices", ge=1)
-    num_workers: Optional[int] = key("loader processes; null: one per core, at most 8", ge=0, le=256)
+    num_workers: Optional[int] = key(
+        "loader processes; null: none on the CPU, on a GPU one per core, at most 8", ge=0, le=256
+    )
     on_bad: str = key("what a photo or metadata file that cannot be used does", choices=("skip", "fail"))
     max_bad_fraction: float = key("share of bad bins above which prepare and train end with an error", ge=0, le=1)
 

@@ -82,8 +82,10 @@ class BinDataModule(pl.LightningDataModule):
         sampler = BatchSampler(
             len(bins.ids), self.data.batch_size, seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
         )
-        workers = self.data.num_workers
-        num_workers = default_num_workers(len(bins.ids)) if workers is None else workers
+        num_workers = self.data.num_workers
+        if num_workers is None:
+            device_type = self.trainer.strategy.root_device.type if self.trainer else "cpu"
+            num_workers = default_num_workers(device_type, world_size)
         return BatchLoader(
             BinDataset(bins, self.preprocessing), sampler, num_workers=num_workers, on_bad=self.data.on_bad
         )

@@ -57,7 +57,7 @@ def _paint_shadow(picture: Image.Image, mask: Image.Image, left: int, top: int) 
 
 def _expose(picture: Image.Image, rng: np.random.Generator) -> bytes:
     """Take the photo: focus, warm dim light that falls off, sensor noise, compression."""
-    focus = rng.uniform(0.0, 0.7) * picture.width / 128
+    focus = rng.uniform(0.0, 0.55) * picture.width / 128
     picture = picture.filter(ImageFilter.GaussianBlur(focus))
     pixels = np.asarray(picture, np.float32)
     height, width, _ = pixels.shape
@@ -66,7 +66,7 @@ def _expose(picture: Image.Image, rng: np.random.Generator) -> bytes:
     falloff = 1 - np.float32(rng.uniform(0.12, 0.3)) * (x[None, :, None] ** 2 + y[:, None, None] ** 2) / 2
     gain = np.float32(rng.uniform(0.9, 1.3))
     tint = LAMP * rng.uniform(0.95, 1.05, 3).astype(np.float32)
-    noise = rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(1.0, 6.0))
+    noise = rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(1.0, 5.0))
     file = io.BytesIO()
     from_array(pixels * falloff * gain * tint + 8 + noise).save(file, "JPEG", quality=int(rng.integers(72, 93)))
     return file.getvalue()

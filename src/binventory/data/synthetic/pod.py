@@ -60,7 +60,7 @@ def make_pod(rng: np.random.Generator) -> Pod:
     room = Room(0.05, 0.95, ceiling + 0.02, front - rng.uniform(0.05, 0.09), front + 0.02)
     height = front - ceiling
     first, second = ceiling + height * rng.uniform(0.1, 0.3), ceiling + height * rng.uniform(0.6, 0.75)
-    bands = [(y, y + height * rng.uniform(0.14, 0.22), rng.uniform(0.35, 0.6)) for y in (first, second)]
+    bands = [(y, y + height * rng.uniform(0.14, 0.22), rng.uniform(0.3, 0.5)) for y in (first, second)]
     return Pod(
         aspect=aspect,
         room=room,

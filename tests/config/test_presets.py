@@ -36,9 +36,9 @@ PRECEDENCE = [
     (["model=tiny", "optimizer=sgd"], "optimizer.lr", 0.2),
     (["model=tiny", "optimizer=sgd", "optimizer.lr=0.5"], "optimizer.lr", 0.5),
     (["model=tiny", "optimizer=adamw"], "optimizer.lr", 0.001),
-    (["model=resnet18", "optimizer=sgd"], "optimizer.lr", 0.01),
+    (["model=resnet18", "optimizer=sgd"], "optimizer.lr", 0.05),
     (["model=tiny", DEBUG], "trainer.max_epochs", 1),
-    (["~recipe"], "optimizer.lr", 0.01),
+    (["~recipe"], "optimizer.lr", 0.05),
 ]
 
 

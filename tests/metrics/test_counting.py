@@ -84,3 +84,10 @@ def test_certain_and_wrong_is_finite_and_reset_forgets() -> None:
     metrics.update(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
     assert metrics.compute()["accuracy"] == 1.0
     assert metrics.compute()["num_images"] == 1
+
+
+def test_autocast_costs_no_precision(drawn: tuple[torch.Tensor, torch.Tensor], figures: dict[str, Any]) -> None:
+    metrics = CountingMetrics(COUNTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        metrics.update(*drawn)
+        assert metrics.compute()["expected_rmse"] == pytest.approx(figures["expected_rmse"], abs=1e-5)

@@ -56,7 +56,8 @@ class CountingMetrics(nn.Module):
         self.accuracy.update(probabilities, target)
         self.rmse.update(predicted, quantity)
         self.mae.update(predicted, quantity)
-        self.expected_rmse.update(probabilities @ self.counts, quantity)
+        # No matrix product: under autocast it would be one of bfloat16.
+        self.expected_rmse.update((probabilities * self.counts).sum(dim=1), quantity)
         self.calibration.update(probabilities, target)
         self.within_one.update(((predicted - quantity).abs() <= 1).float())
         picked = probabilities.gather(1, target.unsqueeze(1)).squeeze(1)

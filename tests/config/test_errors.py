@@ -76,6 +76,9 @@ MISTAKES = [
     ("optimizer._target_=torch.optim.RMSprp", ["did you mean RMSprop?"]),
     ("objective._target_=binventory.objectives.nothing.Here", ["objective._target_"]),
     ("data=imagefolder", ["data.source", "no value is set"]),
+    # sweeps
+    ("seed=0,1", ["seed=0,1", "add -m"]),
+    ("-m model=glob(nothing*)", ["model=glob(nothing*)", "empty sweep"]),
     # among good ones
     ("-m model=resnet18,resent18", ["model=resent18", "did you mean resnet18?"]),
     ("-m data.batch_size=8,16,x", ["data.batch_size=x"]),

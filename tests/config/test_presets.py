@@ -85,7 +85,7 @@ def test_every_choice_fits_its_schema(choice: str) -> None:
 
 
 def test_sweeps_are_expanded_and_each_combination_is_checked() -> None:
-    configs = compose_checked("train", ["model=resnet18,resnet50", "seed=range(0,3)"])
+    configs = compose_checked("train", ["model=resnet18,resnet50", "seed=range(0,3)"], multirun=True)
     assert [(config.model.name, config.seed) for config in configs] == [
         (model, seed) for model in ("resnet18", "resnet50") for seed in (0, 1, 2)
     ]
@@ -93,7 +93,7 @@ def test_sweeps_are_expanded_and_each_combination_is_checked() -> None:
 
 def test_large_sweeps_are_checked_value_by_value() -> None:
     seeds = list(range(1, 40))
-    configs = compose_checked("train", ["model=resnet18,resnet50", "seed=" + ",".join(map(str, seeds))])
+    configs = compose_checked("train", ["model=resnet18,resnet50", "seed=" + ",".join(map(str, seeds))], multirun=True)
     assert [(config.model.name, config.seed) for config in configs] == [
         ("resnet18", 1),
         ("resnet50", 1),
@@ -102,8 +102,13 @@ def test_large_sweeps_are_checked_value_by_value() -> None:
 
 
 def test_of_a_long_range_the_ends_are_checked() -> None:
-    configs = compose_checked("train", ["model=resnet18,resnet50", "seed=range(0,1000)"])
+    configs = compose_checked("train", ["model=resnet18,resnet50", "seed=range(0,1000)"], multirun=True)
     assert [config.seed for config in configs] == [0, 0, 999]
+
+
+def test_a_glob_is_every_choice_that_fits() -> None:
+    configs = compose_checked("train", ["model=glob(resnet1*)"], multirun=True)
+    assert [config.model.name for config in configs] == ["resnet101", "resnet18"]
 
 
 def test_config_dir_adds_choices(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,13 +31,19 @@ MAX_CHECKED_COMBINATIONS = 64
 
 
 def compose_checked(
-    task: str, overrides: Sequence[str], *, config_name: str | None = None, config_dir: str | None = None
+    task: str,
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    config_name: str | None = None,
+    config_dir: str | None = None,
 ) -> list[DictConfig]:
     """Compose and check every config that the command line asks for.
 
     Args:
         task: train, predict, evaluate or prepare: whose schema the config must fit.
-        overrides: Hydra overrides; sweeps (`a=1,2`) are expanded.
+        overrides: Hydra overrides.
+        multirun: whether sweeps (`a=1,2`) are allowed; they are expanded.
         config_name: primary config; None: the one named as the task.
         config_dir: a further folder of configs, as Hydra's `--config-dir`.
 
@@ -48,6 +54,11 @@ def compose_checked(
         ConfigError: a key, a value, a group choice or the grammar is wrong; names it and the nearest right one.
     """
     parsed = _parse(overrides)
+    for override in parsed:
+        if override.is_sweep_override() and not multirun:
+            raise ConfigError(
+                f"{override.input_line}: several values; add -m to run each of them, or write a list as [a,b]"
+            )
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(f"--config-dir={config_dir}: no such folder")
@@ -55,7 +66,7 @@ def compose_checked(
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         groups = _Groups(GlobalHydra.instance().config_loader(), config_dir)
         primary = config_name or task
-        return [_compose_one(groups, task, primary, combination) for combination in _combinations(parsed)]
+        return [_compose_one(groups, task, primary, combination) for combination in _combinations(parsed, groups)]
 
 
 class _Groups:
@@ -105,9 +116,9 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _combinations(parsed: list[Override]) -> Iterator[list[Override]]:
+def _combinations(parsed: list[Override], groups: _Groups) -> Iterator[list[Override]]:
     """Expand sweeps into single runs: all of them while they are few, else each value beside the others' first."""
-    values = [_sweep_values(override) for override in parsed]
+    values = [_sweep_values(override, groups) for override in parsed]
     total = 1
     for choices in values:
         total *= len(choices)
@@ -123,7 +134,7 @@ def _combinations(parsed: list[Override]) -> Iterator[list[Override]]:
             yield [*first[:position], choice, *first[position + 1 :]]
 
 
-def _sweep_values(override: Override) -> list[Override]:
+def _sweep_values(override: Override, groups: _Groups) -> list[Override]:
     if not override.is_sweep_override():
         return [override]
     prefix, key = ("+" if override.is_add() else ""), override.get_key_element()
@@ -132,8 +143,8 @@ def _sweep_values(override: Override) -> list[Override]:
         texts = [str(swept.start), str(swept.end)]
     elif isinstance(swept, ChoiceSweep | RangeSweep):
         texts = [str(value) for value in override.sweep_string_iterator()]
-    else:  # a glob over group choices: Hydra itself expands it to names that exist
-        return [_parse([f"{prefix}{key}=null"])[0]]
+    else:
+        texts = cast(Glob, swept).filter(groups.options(override.key_or_group))
     if not texts:
         raise ConfigError(f"{override.input_line}: an empty sweep; name at least one value")
     return _parse([f"{key if key.startswith(prefix) else prefix + key}={text}" for text in texts])

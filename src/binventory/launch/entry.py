@@ -38,6 +38,7 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
             configs = compose_checked(
                 task_name,
                 [*arguments.overrides, *unknown],
+                multirun=arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides,
                 config_name=arguments.config_name,
                 config_dir=arguments.config_dir,
             )

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_prepare import config
 
 from binventory.data.export import export_imagefolder
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.errors import ConfigError, InputError
+from tests.data.test_prepare import config
 
 
 @pytest.fixture

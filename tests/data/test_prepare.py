@@ -21,6 +21,7 @@ from binventory.data.index import INDEX_SCHEMA, ITEMS_SCHEMA
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.errors import ConfigError, InputError
 from binventory.tasks import prepare
+from tests.running import ROOT
 
 Prepare = Callable[..., PreparedBins]
 
@@ -275,13 +276,13 @@ TWICE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_prepare import config, prepare_bins
+from tests.data.test_prepare import config, prepare_bins
 print(prepare_bins(*config(Path(sys.argv[1]), Path(sys.argv[2]))).fingerprint)
 """
 
 
 def test_two_processes_may_prepare_at_once(tmp_path: Path, folder: Path) -> None:
-    command = [sys.executable, "-c", TWICE, str(tmp_path), str(folder), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", TWICE, str(tmp_path), str(folder), str(ROOT)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     fingerprints = {process.communicate(timeout=60)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
@@ -291,7 +292,8 @@ def test_two_processes_may_prepare_at_once(tmp_path: Path, folder: Path) -> None
 
 def test_task_prints_what_became_of_the_bins(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, s3, paths = config(tmp_path, folder)
-    bins = prepare.run(PrepareConfig(paths=paths, s3=s3, data=data, layout="imagefolder", output=None))
+    prepare.run(PrepareConfig(paths=paths, s3=s3, data=data, layout="imagefolder", output=None), tmp_path)
+    bins = prepare_bins(data, s3, paths)
     lines = capsys.readouterr().out.splitlines()
     output = tmp_path / "data" / "imagefolder" / bins.fingerprint[:16]
     assert lines[:5] == [
@@ -303,6 +305,7 @@ def test_task_prints_what_became_of_the_bins(tmp_path: Path, folder: Path, capsy
     ]
     assert lines[-2:] == [f"index: {bins.index_path}", f"imagefolder: {output}"]
     assert len(list(output.glob("*/*/*.jpg"))) == 40
+    assert json.loads((tmp_path / "summary.json").read_text())["splits"]["test"] == {"1": 4, "2": 4}
 
 
 @pytest.fixture(scope="module")

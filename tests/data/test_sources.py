@@ -411,11 +411,11 @@ def test_table_on_s3_has_its_photos_beside_it(s3_server: str, tmp_path: Path) ->
         ({"size": 3}, r"data\.reader=\{'size': 3\}: needs _target_"),
         (
             {"_target_": "binventory.data.sources.nothing.Here"},
-            r"_target_=.*cannot be imported: No module",
+            r"_target_=.*cannot import .*No module",
         ),
-        ({"_target_": "binventory.data.sources.bucket.Buket"}, r"cannot be imported: .*no attribute 'Buket'"),
-        ({"_target_": "Buket"}, r"data\.reader\._target_=Buket: cannot be imported"),
-        ({"_target_": "binventory.data.sources.bucket.PHOTOS"}, r"is no class"),
+        ({"_target_": "binventory.data.sources.bucket.Buket"}, r"_target_=.*bucket has no Buket"),
+        ({"_target_": "Buket"}, r"data\.reader\._target_=Buket: cannot import"),
+        ({"_target_": "binventory.data.sources.bucket.PHOTOS"}, r"is not a class or function"),
         ({"_target_": READERS["bucket"], "size": 3}, r"data\.reader: .*unexpected keyword argument 'size'"),
     ],
 )

@@ -71,13 +71,14 @@ def import_target(dotted: str, target: str) -> Any:
     if not hasattr(module, attribute):
         hint = did_you_mean(attribute, vars(module))
         raise ConfigError(f"{dotted}._target_={target}: {module_name} has no {attribute}{hint}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise ConfigError(f"{dotted}._target_={target}: is not a class or function")
+    return found
 
 
 def _from_signature(dotted: str, target: str) -> type:
     found = import_target(dotted, target)
-    if not callable(found):
-        raise ConfigError(f"{dotted}._target_={target}: not a class or function")
     provided = PROVIDED[dotted if dotted in PROVIDED else dotted.split(".", maxsplit=1)[0]]
     try:
         hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)

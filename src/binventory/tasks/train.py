@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from binventory.objectives import make_objective, num_outputs
 from binventory.reports.table import print_results
 from binventory.serving.bundle import describe, load_bundle, save_bundle
 from binventory.tasks.predictions import write_predictions
-from binventory.tracking.loggers import make_loggers
+from binventory.tracking.loggers import finish_loggers, make_loggers
 
 log = logging.getLogger(__name__)
 
@@ -69,25 +71,44 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     trainer = make_trainer(config, run_dir, callbacks, data)
     _add_data_facts(trainer, run_dir, prepared)
 
-    trainer.fit(module, datamodule=data)
-
-    best = _load_chosen(module, run_dir, has_val=has_val)
-    trainer.test(module, datamodule=data, verbose=False)
-    figures = {
-        "val": best["val"] if has_val else None,
-        "test": module.last_test,
-        "epochs": trainer.current_epoch,
-        "best_epoch": best["epoch"],
-        "train_seconds": round(progress.train_seconds, 3),
-        "images_per_second": round(progress.images_per_second, 3),
-    }
-    rows = _gather(module.test_rows)
+    with ending_together(trainer):
+        trainer.fit(module, datamodule=data)
+        best = _load_chosen(module, run_dir, has_val=has_val)
+        trainer.test(module, datamodule=data, verbose=False)
+        figures = {
+            "val": best["val"] if has_val else None,
+            "test": module.last_test,
+            "epochs": trainer.current_epoch,
+            "best_epoch": best["epoch"],
+            "train_seconds": round(progress.train_seconds, 3),
+            "images_per_second": round(progress.images_per_second, 3),
+        }
+        rows = _gather(module.test_rows)
+        if trainer.is_global_zero:
+            save_bundle(run_dir / "bundle", module.network, module.description)
+            write_predictions(run_dir, data.bins("test"), rows, list(config.data.counts))
+            write_json(run_dir / "metrics.json", figures)
     if trainer.is_global_zero:
-        save_bundle(run_dir / "bundle", module.network, module.description)
-        write_predictions(run_dir, data.bins("test"), rows, list(config.data.counts))
-        write_json(run_dir / "metrics.json", figures)
         print_results(figures, run_dir)
     return _objective(figures, config.objective_metric)
+
+
+@contextmanager
+def ending_together(trainer: pl.Trainer) -> Iterator[None]:
+    """Close the loggers with what came of the run; ranks leave when all are through.
+
+    A rank that leaves while its process group is open is aborted by gloo's threads now and then.
+    """
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        finish_loggers(trainer.loggers, failed=not done)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if done:
+                torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
 
 def quiet_lightning() -> None:

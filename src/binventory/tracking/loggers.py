@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from binventory.config.capture import redact, to_plain
 from binventory.config.schema import TrainConfig
@@ -32,3 +33,10 @@ def make_loggers(config: TrainConfig, run_dir: Path) -> list[Logger]:
         made.log_hyperparams(redact(to_plain(OmegaConf.create(cast(Any, config)))))
         loggers.append(made)
     return loggers
+
+
+def finish_loggers(loggers: Sequence[Logger], *, failed: bool) -> None:
+    """End what Lightning leaves open: a W&B run would else take in the next run of this process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(failed))

@@ -137,6 +137,20 @@ def test_a_rank_that_dies_takes_the_others_along(tmp_path: Path, task: str, said
     assert said in status(spec)["error"]["message"]
 
 
+@pytest.mark.parametrize("repeats", [1, 5])
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_many_signals_are_one(tmp_path: Path, signum: signal.Signals, exit_code: int, repeats: int) -> None:
+    spec = write_spec(tmp_path, "wait")
+    process = start(spec)
+    wait_for(spec.parent / "ready0")
+    for _ in range(repeats):
+        process.send_signal(signum)
+        time.sleep(0.003)
+    process.communicate(timeout=30)
+    assert process.returncode == exit_code
+    assert status(spec)["state"] == "preempted"
+
+
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_reach_all_ranks(tmp_path: Path, signum: signal.Signals, exit_code: int) -> None:
     spec = write_spec(tmp_path, "wait")

@@ -62,9 +62,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
     try:
         deadline = None
         while None in (codes := [process.poll() for process in ranks]):
-            if deadline is None and any(codes):
+            if deadline is None and (ended := next((code for code in codes if code), 0)):
                 deadline = time.monotonic() + GRACE_S
-                send(signal.SIGTERM, None)
+                send(signal.SIGINT if ended in (EXIT_INTERRUPTED, -signal.SIGINT) else signal.SIGTERM, None)
             if deadline is not None and time.monotonic() > deadline:
                 send(signal.SIGKILL, None)
             time.sleep(0.05)

@@ -102,15 +102,25 @@ def report_user_error(error: UserError) -> None:
 
 
 def _raise_on_signals() -> Callable[[], None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` until the returned function is called."""
+    """Turn SIGINT and SIGTERM into `Interrupted` until the returned function is called.
+
+    After the first of them the process is leaving: further ones are ignored for good, so that none of them breaks off
+    writing the status or changes the exit code.
+    """
+    stopped = False
 
     def handle(signum: int, _frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
         raise Interrupted(signum)
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        if not stopped:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
     return restore

@@ -36,7 +36,7 @@ def evaluate(
 
     overrides = list(context.args)
     # `run=DIR` and a plain DIR mean the same; a folder's name may hold characters that Hydra's grammar does not like.
-    run_task("evaluate", [run if run.startswith("run=") else f"run='{run}'", *overrides])
+    run_task("evaluate", [run if run.startswith("run=") else "run='{}'".format(run.replace("'", "\\'")), *overrides])
 
 
 def main() -> None:

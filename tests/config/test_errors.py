@@ -57,7 +57,7 @@ MISTAKES = [
     ("data.image_size=16", ["data.image_size=16", "stride", "32"]),
     ("trainer=ddp_cpu data.batch_size=3", ["data.batch_size=3", "2 devices", "take 2"]),
     ("trainer.devices=2", ["trainer.strategy=auto", "ddp"]),
-    ("trainer.num_nodes=2 trainer.strategy=ddp", ["trainer.num_nodes=2", "MASTER_ADDR"]),
+    ("trainer.num_nodes=2 trainer.strategy=ddp", ["trainer.num_nodes=2", "this machine"]),
     ("trainer.sync_batchnorm=true", ["trainer.sync_batchnorm", "GPU"]),
     ("trainer.precision=16-mixed", ["trainer.precision=16-mixed", "GPU"]),
     ("data.counts=[3]", ["data.counts=[3]", "at least two"]),
@@ -76,6 +76,21 @@ MISTAKES = [
     ("optimizer._target_=torch.optim.RMSprp", ["did you mean RMSprop?"]),
     ("objective._target_=binventory.objectives.nothing.Here", ["objective._target_"]),
     ("data=imagefolder", ["data.source", "no value is set"]),
+    ("debug=null", ["debug=null", "~debug"]),
+    ("model=null", ["model=null", "resnet18"]),
+    ("logger=null", ["logger=null", "csv"]),
+    ("-m debug=fast,null", ["debug=null"]),
+    ("optimizer.momentum=0", ["optimizer.momentum=0", "nesterov=false"]),
+    ("optimizer=adamw optimizer.betas=[2,3]", ["optimizer.betas=[2.0, 3.0]", "below 1"]),
+    ("optimizer=adamw optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "two values"]),
+    ("optimizer.lr=inf", ["optimizer.lr=inf", "finite"]),
+    ("optimizer._target_=.foo.bar", ["optimizer._target_=.foo.bar"]),
+    ("optimizer._target_=builtins.dict", ["optimizer._target_=builtins.dict"]),
+    ("data.file_list=" + 5000 * "x", ["data.file_list=xxx", "too long"]),
+    ("paths.output_dir=/dev/null/x", ["paths.output_dir=/dev/null/x", "/dev/null is no folder"]),
+    ("data=abid data.source=nowhere", ["data.source=nowhere", "no such file or folder"]),
+    ("model=resnet18 model.weights=resnet18.tv_in2k", ["resnet18.tv_in2k", "did you mean resnet18.tv_in1k?"]),
+    ("model.name=vit_tiny_patch16_224", ["data.image_size=64", "data.image_size=224"]),
     # sweeps
     ("seed=0,1", ["seed=0,1", "add -m"]),
     ("-m model=glob(nothing*)", ["model=glob(nothing*)", "empty sweep"]),
@@ -93,7 +108,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "said"), MISTAKES, ids=[line for line, _ in MISTAKES])
+@pytest.mark.parametrize(("line", "said"), MISTAKES, ids=[line[:60] for line, _ in MISTAKES])
 def test_mistake_is_one_line(
     line: str, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,3 +167,27 @@ def test_check_prints_the_config_and_runs_nothing(
     assert "batch_size: 12" in captured.out
     assert "hydra" not in captured.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"# @package _global_\ndefaults:\n  - override /nope: x\n", "nope"),
+    ],
+)
+def test_broken_config_file_is_one_line(
+    content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_bytes(content)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SystemExit) as exit_:
+        main("train", ["--config-dir", str(tmp_path / "conf"), "experiment=mine"])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2, captured
+    assert captured.err.count("\n") == 1, captured.err
+    assert said in captured.err
+    assert list((tmp_path / "here").iterdir()) == []

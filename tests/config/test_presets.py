@@ -65,8 +65,8 @@ def choices(config_name: str) -> list[str]:
 
 # What a choice cannot do without on this machine.
 NEEDS = {
-    "data=imagefolder": ["data.source=photos"],
-    "data=table": ["data.source=photos.csv"],
+    "data=imagefolder": [f"data.source={CONFIG_DIR}"],
+    "data=table": [f"data.source={__file__}"],
     "data=default": ["data.source=photos", "+data.reader={_target_: binventory.data.sources.bucket.BucketSource}"],
     "trainer=gpu": ["trainer.accelerator=auto"],
     "trainer=ddp": ["trainer.accelerator=auto"],

@@ -152,6 +152,11 @@ def test_guide_command(
     main("train", [*words[2:], *shared, *small])
     assert "run folder: " in capfd.readouterr().out
     run = max(guide.glob("outputs/train/*"))
+    chosen = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+    config = (run / "config.yaml").read_text()
+    for group in ("model", "objective"):
+        if group in chosen:  # the example's own, not a preset that has its name
+            assert chosen[group] in config
     main("predict", [f"run={run}", f"input={guide / 'my' / 'photos'}"])
     assert "150 of 150 photos predicted" in capfd.readouterr().out
     sys.modules.pop("flat", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from binventory.cli import app
 from tests.running import Run
 
 
@@ -29,6 +32,7 @@ def photos(trained: Path, tmp_path: Path) -> Path:
     (tmp_path / "cut.jpg").write_bytes(whole[0].read_bytes()[:700])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no photo")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.jpg")).write_bytes(b"no UTF-8 in its name")
     (tmp_path / "notes.txt").write_text("not an input")
     return tmp_path
 
@@ -36,7 +40,7 @@ def photos(trained: Path, tmp_path: Path) -> Path:
 def test_predictions_equal_those_of_the_training_run(trained: Path, photos: Path, run: Run) -> None:
     done = run("predict", f"run={trained}", f"input={photos}", "batch_size=3")
     rows = {row["id"]: row for row in read_csv(done / "predictions.csv")}
-    assert len(rows) == 11
+    assert len(rows) == 12
     at_training = {row["id"]: row for row in read_csv(trained / "predictions.csv")[:8]}
     for bin_id, row in at_training.items():
         assert rows[bin_id]["error"] == ""
@@ -59,7 +63,7 @@ def test_parquet_and_contact_sheet(trained: Path, photos: Path, run: Run, capsys
     assert sheet.width > 5 * 200
     assert 200 < sheet.height < 500
     said = capsys.readouterr().out
-    assert "8 of 11 photos predicted, 3 could not be read" in said
+    assert "8 of 12 photos predicted, 4 could not be read" in said
 
 
 def test_nothing_readable_is_exit_2_and_the_reasons_are_kept(
@@ -94,6 +98,10 @@ def damage(bundle: Path, fault: str) -> None:
         values: dict[str, Any] = json.loads(description.read_text())
         if fault == "other format":
             values["format"] = 99
+        elif fault == "no preprocessing":
+            del values["preprocessing"]
+        elif fault == "counts are text":
+            values["counts"] = "many"
         else:
             values["objective"]["_target_"] = "os.system"
         description.write_text(json.dumps(values))
@@ -108,6 +116,8 @@ def damage(bundle: Path, fault: str) -> None:
         ("not json", "cannot read"),
         ("other format", "format"),
         ("foreign objective", "os.system"),
+        ("no preprocessing", "not a whole description"),
+        ("counts are text", "not a whole description"),
     ],
 )
 def test_damaged_bundle_is_named(
@@ -131,6 +141,11 @@ def test_evaluate_scores_a_labelled_source(
     (source,) = (
         path.parent for path in workplace.glob(".cache/data/synthetic/*/bin-images") if len(list(path.iterdir())) == 240
     )
+    quoted = workplace / "it's mine"
+    if not quoted.exists():
+        shutil.copytree(trained / "bundle", quoted)
+    command = CliRunner().invoke(app, ["evaluate", str(quoted), f"source={source}", "check=true"])
+    assert command.exit_code == 0, command.output
     done = run("evaluate", f"run={trained}", f"source={source}")
     figures = json.loads((done / "metrics.json").read_text())
     rows = {row["id"]: row for row in read_csv(done / "predictions.csv")}
@@ -150,7 +165,7 @@ def test_evaluate_without_labels_is_one_line(
         run("evaluate", f"run={trained}", f"source={photos}")
     assert exit_.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"error: source={photos}: none of 11 photos has a quantity")
+    assert error.startswith(f"error: source={photos}: none of 12 photos has a quantity")
 
 
 @pytest.mark.abid

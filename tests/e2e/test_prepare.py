@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.running import Run
 from tests.s3 import FaultProxy, upload
@@ -92,12 +93,28 @@ def test_imagefolder_layout(run: Run, trained: Path, workplace: Path, tmp_path: 
     index = pq.read_table(indexes[-1])
     assert index.num_rows == len(list((tmp_path / "tree" / "train").glob("*/*.jpg")))
     assert set(index["split"].to_pylist()) == {"train", "val", "test"}
+    splits: dict[str, set[str]] = {}
+    for row in index.select(["group", "split"]).to_pylist():
+        splits.setdefault(row["group"], set()).add(row["split"])
+    assert len(splits) < index.num_rows, "siblings are known as such from the tables that were exported"
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_source_whose_siblings_cannot_be_told_warns(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(60):
+        photo = tmp_path / str(number % 2 + 1) / f"{number}.jpg"
+        photo.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(photo)
+    run("prepare", "data=imagefolder", f"data.source={tmp_path}", "data.counts=[1,2]")
+    assert "warning: no groups and no ASINs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data=abid", "data.source=nowhere"], ["data.source", "nowhere", "no such folder"]),
+        (["data=abid", "data.source=nowhere"], ["data.source", "nowhere", "no such file or folder"]),
         (["data=abid", "data.source={broken}"], ["data.max_bad_fraction=0.05", "4 of 24"]),
         (["data=abid", "data.source={broken}", "data.on_bad=fail"], ["data.on_bad=fail", "100000"]),
         (["data=abid", "data.source={broken}", "data.max_bad_fraction=0.5", "data.counts=[1,2,9]"], ["data.counts=[1, 2, 9]", "quantity 9"]),

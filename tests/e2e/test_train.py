@@ -82,7 +82,7 @@ def test_figures_follow_from_predictions(trained: Path) -> None:
 
 def test_metrics_csv_has_a_row_per_epoch(trained: Path) -> None:
     rows = read_csv(trained / "metrics.csv")
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/rmse", "lr", "seconds", "step"):
         assert all(float(row[name]) >= 0 for row in rows), name
     assert int(rows[1]["step"]) == 2 * int(rows[0]["step"])
@@ -157,6 +157,8 @@ def test_choices_run(overrides: list[str], run: Run) -> None:
     if "data.val_fraction=0" in overrides:
         assert figures["val"] is None
         assert figures["best_epoch"] == 2
+        seconds = sum(float(row["seconds"]) for row in read_csv(done / "metrics.csv"))
+        assert figures["train_seconds"] == pytest.approx(seconds, rel=0.3), "the clock runs in every epoch"
         bundle = read_json(done / "bundle" / "bundle.json")
         assert bundle["preprocessing"]["mean"] != [0.485, 0.456, 0.406]
     if "callbacks=early_stopping" in overrides:
@@ -275,3 +277,38 @@ def test_a_terminal_gets_a_live_bar(workplace: Path) -> None:
     for part in ("epoch ", "loss ", "accuracy ", "img/s", "ETA "):
         assert part in bar
     assert "Results" in text
+
+
+@pytest.mark.parametrize("finetune", ["head", "last_stage"])
+def test_frozen_parts_keep_their_weights_and_statistics(finetune: str, trained: Path, run: Run) -> None:
+    done = run("train", *TINY, f"init_from={trained}", f"model.finetune={finetune}")
+    before, after = (load_file(folder / "bundle" / "weights.safetensors") for folder in (trained, done))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved >= {"backbone.fc.weight", "backbone.fc.bias"}
+    frozen = {key for key in before if "fc." not in key and (finetune == "head" or "layer4" not in key)}
+    assert len(frozen) > 20
+    assert not moved & frozen, "weights, running means and batch counts alike"
+    assert finetune == "head" or any("layer4" in key and "running_mean" in key for key in moved)
+
+
+def test_diverged_run_says_so(run: Run, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("train", *TINY, "optimizer.lr=1e30")
+    assert exit_.value.code == 1
+    assert "training diverged; lower optimizer.lr" in capsys.readouterr().err
+    assert read_json(max(workplace.glob("outputs/train/*")) / "status.json")["error"]["type"] == "DivergedError"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("data.counts=[2,3,4]", "data.counts=[1, 2, 3, 4, 5]"), ("model.name=resnet10t", "model.name=test_resnet")],
+)
+def test_init_from_another_network_is_one_line(
+    trained: Path, override: str, said: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("train", *TINY, f"init_from={trained}", override)
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: init_from=")
+    assert said in error

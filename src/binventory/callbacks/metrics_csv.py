@@ -42,7 +42,7 @@ class MetricsCsv(pl.Callback):
         metrics = {name: value for name, value in metrics.items() if not name.startswith("test/")}
         self.rows.append(
             {
-                "epoch": trainer.current_epoch,
+                "epoch": trainer.current_epoch + 1,  # as best_epoch and the progress lines count
                 "step": trainer.global_step,
                 "lr": self._lr,
                 "seconds": round(time.perf_counter() - self._epoch_started, 3),

@@ -77,7 +77,8 @@ class ProgressReport(pl.Callback):
             print(f"{place}  {self._said(trainer, pl_module, outputs, batch_idx)}", flush=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what the epoch came to."""
+        """Stop the training clock, if no validation did, and say what the epoch came to."""
+        self._pause_clock(trainer)
         metrics = trainer.callback_metrics
         if not trainer.is_global_zero:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -105,6 +106,8 @@ def _check_ranges(cls: type, node: DictConfig, prefix: str) -> None:
             continue
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value}: must be a finite number")
         choices = declared.metadata.get(schema.CHOICES)
         if choices and value not in choices:
             hint = did_you_mean(str(value), choices) or ""
@@ -114,7 +117,6 @@ def _check_ranges(cls: type, node: DictConfig, prefix: str) -> None:
                 raise ConfigError(f"{key}={value}: must be {_BOUNDS[bound][0]} {limit}")
 
 
-# NaN fails every one of these comparisons, as it should.
 _BOUNDS: dict[str, tuple[str, Any]] = {
     "ge": ("at least", lambda value, limit: value >= limit),
     "gt": ("above", lambda value, limit: value > limit),

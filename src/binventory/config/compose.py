@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -178,8 +179,13 @@ def _check_group_choice(override: Override, groups: _Groups) -> None:
     if override.is_add() or override.is_force_add():
         raise ConfigError(f"{override.input_line}: {group} already has a choice; write {group}=… without the +")
     chosen = override.value()
+    if chosen is None:
+        without = (
+            f"leave it out or write ~{group}" if group in OPTIONAL_GROUPS else "choose one of " + ", ".join(options)
+        )
+        raise ConfigError(f"{group}=null: no choice; {without}")
     for choice in chosen if isinstance(chosen, list) else [chosen]:
-        if choice is not None and str(choice) not in options:
+        if str(choice) not in options:
             hint = did_you_mean(str(choice), options) or "; choose one of " + ", ".join(options)
             raise ConfigError(f"{group}={choice}: no such choice{hint}")
 
@@ -218,10 +224,12 @@ def _hydra_compose(config_name: str, parsed: list[Override]) -> DictConfig:
     lines: list[Any] = [override.input_line for override in parsed]
     try:
         return compose(config_name, overrides=lines, return_hydra_config=True)
+    except (yaml.YAMLError, UnicodeError, OSError, ValueError) as error:
+        raise ConfigError(f"{config_name}: a config file cannot be read: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         if match := re.search(r"Could not override '([^']+)'\.\s+No match in the defaults list", str(error)):
             group = match.group(1)
-            line = next(line for line in lines if line.lstrip("+~").startswith(group))
+            line = next((line for line in lines if line.lstrip("+~").startswith(group)), group)
             raise ConfigError(f"{line}: no such key; {config_name} has no {group}") from error
         cause = error.__cause__ or error
         reason = " ".join((str(error) or str(cause)).split("Config search path")[0].split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ from binventory.errors import ConfigError
 # Every network here halves its input five times.
 NETWORK_STRIDE = 32
 PRESET_MODELS = ("test_resnet", "resnet18", "resnet34", "resnet50", "resnet101")
+LOCAL_READERS = tuple(
+    f"binventory.data.sources.{name}"
+    for name in ("bucket.BucketSource", "imagefolder.ImageFolderSource", "table.TableSource")
+)
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
 
 
@@ -45,6 +51,26 @@ def _model_name(config: Any) -> None:
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         raise ConfigError(f"model.name={name}: timm has no such model{hint}")
+    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if facts is not None and facts.fixed_input_size and facts.input_size[-1] != config.data.image_size:
+        side = facts.input_size[-1]
+        raise ConfigError(
+            f"data.image_size={config.data.image_size}: {name} takes {side} pixels only; set data.image_size={side}"
+        )
+
+
+def _weights_tag(config: Any) -> None:
+    if "model" not in config or ":" in config.model.name:
+        return
+    name, weights = config.model.name, config.model.weights
+    if weights in ("none", f"{name}.tv_in1k") or Path(weights).suffix in WEIGHT_FILES:
+        return
+    from binventory.models.timm_alone import timm
+
+    tags = timm.list_pretrained(f"{name}.*")
+    if weights not in tags:
+        hint = did_you_mean(weights, tags) or f"; timm has {', '.join(tags) or 'none'}"
+        raise ConfigError(f"model.weights={weights}: no pretrained weights of {name} by this name{hint}")
 
 
 def _image_size(config: Any) -> None:
@@ -77,10 +103,9 @@ def _strategy(config: Any) -> None:
             f"trainer.strategy={trainer.strategy}: several devices need trainer.strategy=ddp, as trainer=ddp and"
             " trainer=ddp_cpu set it"
         )
-    if trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+    if trainer.num_nodes > 1:
         raise ConfigError(
-            f"trainer.num_nodes={trainer.num_nodes}: start the same command on every node with MASTER_ADDR, MASTER_PORT"
-            " and NODE_RANK set, or through a launcher that does"
+            f"trainer.num_nodes={trainer.num_nodes}: train.py starts processes on this machine only; set it to 1"
         )
     if trainer.sync_batchnorm and trainer.accelerator == "cpu":
         raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; set it to false on the CPU")
@@ -130,6 +155,17 @@ def _early_stopping(config: Any) -> None:
         )
 
 
+def _optimizer(config: Any) -> None:
+    if "optimizer" not in config:
+        return
+    optimizer = config.optimizer
+    if optimizer.get("nesterov") and optimizer.get("momentum") == 0:
+        raise ConfigError("optimizer.momentum=0: Nesterov momentum needs some; add optimizer.nesterov=false")
+    betas = optimizer.get("betas")
+    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+        raise ConfigError(f"optimizer.betas={list(betas)}: needs two values, each at least 0 and below 1")
+
+
 def _splits(config: Any) -> None:
     if "data" not in config:
         return
@@ -155,10 +191,13 @@ def _warmup(config: Any) -> None:
 
 def _files(config: Any) -> None:
     """Files that the config names must be there before a run folder is made for them."""
+    _must_be_writable("paths.output_dir", Path(config.paths.output_dir))
     if "data" in config:
+        if config.data.reader._target_ in LOCAL_READERS:
+            _must_exist("data.source", config.data.source)
         for name in ("file_list", "split_list"):
             _must_exist(f"data.{name}", config.data[name])
-    if "model" in config and config.model.weights.endswith((".safetensors", ".pth", ".pt", ".bin")):
+    if "model" in config and Path(config.model.weights).suffix in WEIGHT_FILES:
         _must_exist("model.weights", config.model.weights)
     if config.get("init_from") is not None:
         _must_exist("init_from", config.init_from)
@@ -167,20 +206,44 @@ def _files(config: Any) -> None:
 
 
 def _must_exist(key: str, location: str | None) -> None:
-    if location is not None and not location.startswith("s3://") and not Path(location).expanduser().exists():
+    if location is None or location.startswith("s3://"):
+        return
+    try:
+        found = Path(location).exists()
+    except OSError as error:  # a name too long for the file system, say
+        raise ConfigError(f"{key}={location[:200]}: {error.strerror}; name another") from error
+    if not found:
         raise ConfigError(f"{key}={location}: no such file or folder (looked from {Path.cwd()})")
+
+
+def _must_be_writable(key: str, folder: Path) -> None:
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"{key}={str(folder)[:200]}: {error.strerror}; name another") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{key}={folder}: {nearest} is no folder that can be written to; name another")
+
+
+def _loggers(config: Any) -> None:
+    for name, package in (("wandb", "wandb"), ("tensorboard", "tensorboard")):
+        if name in (config.get("logger") or {}) and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"logger={name}: {package} is not installed; pip install 'binventory[{name}]'")
 
 
 _CHECKS: tuple[Callable[[Any], None], ...] = (
     _counts,
     _model_name,
+    _weights_tag,
     _image_size,
     _global_batch,
     _strategy,
     _objective_metric,
     _early_stopping,
+    _optimizer,
     _splits,
     _warmup,
     _files,
+    _loggers,
     _gpu,
 )

@@ -65,7 +65,7 @@ def import_target(dotted: str, target: str) -> Any:
     module_name, _, attribute = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         hint = did_you_mean(target, KNOWN)
         raise ConfigError(f"{dotted}._target_={target}: cannot import {module_name!r} ({error}){hint}") from error
     if not hasattr(module, attribute):
@@ -86,7 +86,13 @@ def _from_signature(dotted: str, target: str) -> type:
         hints = {}
     fields: list[tuple[str, Any, Any]] = [("_target_", str, dataclasses.field(default=target))]
     fields.append(("_partial_", bool, dataclasses.field(default=False)))
-    for name, parameter in inspect.signature(found).parameters.items():
+    try:
+        parameters = inspect.signature(found).parameters
+    except ValueError as error:
+        raise ConfigError(
+            f"{dotted}._target_={target}: its options cannot be told ({error}); wrap it in a function"
+        ) from error
+    for name, parameter in parameters.items():
         if name in provided or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = parameter.default

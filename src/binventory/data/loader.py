@@ -83,7 +83,8 @@ class BatchSampler(Sampler[list[int]]):
     """Batches of positions for one rank.
 
     Training: the epoch's order is a permutation drawn from (seed, epoch); global batch k is the same whatever the
-    number of ranks, and each rank takes every n-th place of it. At most `world_size - 1` bins are left over.
+    number of ranks, and each rank takes every n-th place of it. An epoch leaves out at most `world_size - 1` bins, or a
+    last batch that would give each rank a single one.
     Evaluation: listing order; every bin once; short ranks are filled up with padding so that all take the same steps.
     """
 
@@ -101,21 +102,29 @@ class BatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        num_bins = self.num_bins - self.num_bins % self.world_size if self.shuffle else self.num_bins
-        return math.ceil(num_bins / self.batch_size)
+        return math.ceil(self._num_places() / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size][self.rank :: self.world_size].tolist()
 
+    def _num_places(self) -> int:
+        """Return the bins of an epoch, over all ranks and with padding."""
+        if not self.shuffle:
+            return self.num_bins + -self.num_bins % self.world_size
+        usable = self.num_bins - self.num_bins % self.world_size
+        # BatchNorm cannot learn from one bin.
+        is_single = usable > self.batch_size and usable % self.batch_size == self.world_size
+        return usable - self.world_size if is_single else usable
+
     def _order(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         if self.shuffle:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch])))
-            order = generator.permutation(self.num_bins)
-            return order[: self.num_bins - self.num_bins % self.world_size]
-        padding = np.full(-self.num_bins % self.world_size, PADDING, dtype=np.int64)
-        return np.concatenate([np.arange(self.num_bins), padding])
+            return generator.permutation(self.num_bins)[: self._num_places()]
+        order = np.full(self._num_places(), PADDING, dtype=np.int64)
+        order[: self.num_bins] = np.arange(self.num_bins)
+        return order
 
 
 class BatchLoader:

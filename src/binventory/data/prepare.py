@@ -174,7 +174,13 @@ def _split(
         val_fraction=data.val_fraction,
         seed=data.split_seed,
     )
-    return split_of, _deviations(split_of, labels)
+    warnings = _deviations(split_of, labels)
+    if len(set(groups.values())) == len(groups) and not pc.any(pc.greater(index["distinct_asins"], 0)).as_py():
+        warnings = (
+            "no groups and no ASINs: photos of one bin may be parted by the split; name a group column",
+            *warnings,
+        )
+    return split_of, warnings
 
 
 def _deviations(split_of: dict[str, str], labels: dict[str, int]) -> tuple[str, ...]:

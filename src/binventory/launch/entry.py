@@ -102,14 +102,14 @@ def _json_plain(value: Any) -> Any:
 
 
 def _start(spec: JobSpec, config: DictConfig) -> tuple[int, Any]:
-    world_size = config.trainer.devices * config.trainer.num_nodes if "trainer" in config else 1
+    world_size = config.trainer.devices if "trainer" in config else 1
     if world_size == 1:
         return execute(spec)
     from binventory.launch.ranks import run_ranks
 
     spec_path = Path(spec.run_dir) / "job.json"
     spec.save(spec_path)
-    exit_code = run_ranks(spec_path, config.trainer.devices, config.trainer.num_nodes)
+    exit_code = run_ranks(spec_path, world_size)
     return exit_code, None if exit_code else returned_value(Path(spec.run_dir), config)
 
 

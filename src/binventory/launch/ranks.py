@@ -22,27 +22,26 @@ class RankError(RuntimeError):
     """A rank of a job ended early."""
 
 
-def run_ranks(spec_path: Path, local_world_size: int, num_nodes: int = 1) -> int:
-    """Run a job spec on `local_world_size` processes and return the job's exit code.
+def run_ranks(spec_path: Path, world_size: int) -> int:
+    """Run a job spec on `world_size` processes of this machine and return the job's exit code.
 
     Every rank is `python -m binventory.launch job.json` with torchrun's environment variables. SIGINT and SIGTERM are
     passed on. When one rank fails, the others are asked to stop, and killed after a grace period.
     """
-    node = int(os.environ.get("NODE_RANK", "0"))
     environment = {
         **os.environ,
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
-        "WORLD_SIZE": str(local_world_size * num_nodes),
-        "LOCAL_WORLD_SIZE": str(local_world_size),
-        "NODE_RANK": str(node),
-        "GROUP_RANK": str(node),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "NODE_RANK": "0",
+        "GROUP_RANK": "0",
     }
     # Left to itself every rank would take all cores, and they would fight.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local_world_size)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size)))
     ranks = []
-    for local_rank in range(local_world_size):
-        rank = {"LOCAL_RANK": str(local_rank), "RANK": str(node * local_world_size + local_rank)}
+    for number in range(world_size):
+        rank = {"LOCAL_RANK": str(number), "RANK": str(number)}
         command = [sys.executable, "-m", "binventory.launch", str(spec_path)]
         ranks.append(subprocess.Popen(command, env={**environment, **rank}))
     codes = _wait(ranks)

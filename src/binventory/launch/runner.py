@@ -74,7 +74,8 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
         result = import_task(spec.task)(config, folder.path)
     except UserError as error:
         status("failed", EXIT_USER_ERROR, error)
-        report_user_error(error)
+        if is_writer:  # every rank finds the same; one says so
+            report_user_error(error)
         return EXIT_USER_ERROR, None
     except (Interrupted, KeyboardInterrupt) as error:
         exit_code = error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -68,7 +69,8 @@ class CountingMetrics(nn.Module):
     def compute(self) -> dict[str, Any]:
         """Return the design's `M` as plain numbers: accuracies are fractions, `per_count` has one entry per count.
 
-        A count without a photo has None for its figures. `loss` is there when losses were given.
+        A figure that is no finite number, and those of a count without a photo, are None. `loss` is there when losses
+        were given.
         """
         confusion = self.confusion.compute().cpu().double()
         figures: dict[str, Any] = {
@@ -78,6 +80,7 @@ class CountingMetrics(nn.Module):
         figures["ece"] = float(self.calibration.compute())
         if self.loss.update_called:
             figures["loss"] = float(self.loss.compute())
+        figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         figures["num_images"] = int(confusion.sum())
         figures["per_count"] = self._per_count(confusion)
         return figures

@@ -15,11 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from binventory.data.loader import PADDING, Batch
+from binventory.errors import ConfigError
 from binventory.metrics.counting import CountingMetrics
 from binventory.models.backbones import frozen_to_eval
 from binventory.models.network import BinNetwork
 
 CHECKPOINT_KEY = "binventory"
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more."""
 
 
 class BinCounter(pl.LightningModule):
@@ -64,14 +69,12 @@ class BinCounter(pl.LightningModule):
         probabilities: Tensor = self.objective.probabilities(self.network(pixels))
         return probabilities
 
-    def train(self, mode: bool = True) -> BinCounter:
-        """Switch to training mode; frozen parts stay in eval mode."""
-        super().train(mode)
-        if mode:
-            frozen_to_eval(self.network)
-        return self
-
     # Training
+
+    def on_train_epoch_start(self) -> None:
+        """Put frozen parts into eval mode. Lightning itself only restores the modes that it found."""
+        self.network.train()
+        frozen_to_eval(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reseed, so that a step's draws depend on (seed, step, rank) and on nothing that ran before."""
@@ -95,6 +98,11 @@ class BinCounter(pl.LightningModule):
         """
         if self.trainer.is_last_batch:
             figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
+            if not torch.isfinite(figures["train/loss"]):
+                raise DivergedError(
+                    f"train/loss is {float(figures['train/loss'])} in epoch {self.current_epoch + 1}:"
+                    " training diverged; lower optimizer.lr or set trainer.gradient_clip_val"
+                )
             self.log_dict(figures, on_step=False, on_epoch=True)
             self.train_loss.reset()
             self.train_accuracy.reset()
@@ -137,7 +145,10 @@ class BinCounter(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Complete the optimizer with the trained parameters and the schedule with the length of the run."""
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = self.make_optimizer(trained)
+        try:
+            optimizer = self.make_optimizer(trained)
+        except ValueError as error:
+            raise ConfigError(f"optimizer: {error}; change the value under optimizer") from error
         max_epochs = self.trainer.max_epochs or 1
         length = {
             "steps_per_epoch": max(1, int(self.trainer.estimated_stepping_batches) // max_epochs),

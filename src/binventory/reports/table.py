@@ -28,7 +28,8 @@ def print_results(figures: dict[str, Any], run_dir: Path) -> None:
     for split in splits:
         table.add_column(split, justify="right")
     for name, form in METRICS:
-        table.add_row(name, *(form.format(figures[split][name]) for split in splits))
+        values = (figures[split][name] for split in splits)
+        table.add_row(name, *("-" if value is None else form.format(value) for value in values))
     table.add_section()
     for count in figures[splits[-1]]["per_count"]:
         cells = []

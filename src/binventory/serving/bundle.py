@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from binventory.data.preprocess import Preprocessing
-from binventory.errors import InputError
+from binventory.errors import InputError, UserError
 from binventory.files import write_bytes, write_json
 from binventory.models.backbones import make_backbone
 from binventory.models.network import BinNetwork
@@ -105,8 +105,22 @@ def load_bundle(run: Path, accelerator: str = "cpu") -> Bundle:
     folder = find_bundle(run)
     description = _read_description(folder)
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    try:
+        return _build(folder, description, device)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{folder / DESCRIPTION}: not a whole description ({reason}); copy the bundle again"
+        ) from error
+
+
+def _build(folder: Path, description: dict[str, Any], device: torch.device) -> Bundle:
     preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    counts, objective = list(description["counts"]), description["objective"]
+    counts, objective = [int(count) for count in description["counts"]], description["objective"]
+    if not str(objective["_target_"]).startswith("binventory.objectives."):
+        raise InputError(f"{folder / DESCRIPTION}: objective {objective['_target_']} is none of binventory's")
     backbone = make_backbone(description["model"]["name"], "none", num_outputs(objective, counts))
     network = BinNetwork(backbone, preprocessing, channels_last=description["model"]["channels_last"])
     try:
@@ -135,9 +149,5 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if hashlib.sha256(weights.read_bytes()).hexdigest() != description.get("weights_sha256"):
         raise InputError(
             f"{weights}: its checksum differs from the one in {DESCRIPTION}; the copy is damaged, copy it again"
-        )
-    if not str(description["objective"].get("_target_", "")).startswith("binventory.objectives."):
-        raise InputError(
-            f"{folder / DESCRIPTION}: objective {description['objective'].get('_target_')} is none of binventory's"
         )
     return description

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binventory.data.loader import Bins
+from binventory.data.scan import utf8
 from binventory.files import write_text
 
 
@@ -35,7 +36,8 @@ def prediction_row(
         counts: what the probabilities stand for.
         error: why there are none.
     """
-    row: dict[str, Any] = {"id": bin_id, "path": path, "quantity": quantity, "error": error}
+    said = None if error is None else utf8(error)
+    row: dict[str, Any] = {"id": utf8(bin_id), "path": utf8(path), "quantity": quantity, "error": said}
     if probabilities is None:
         return {**row, "predicted": None, "expected": None, **{f"p_{count}": None for count in counts}}
     likeliest = max(range(len(counts)), key=lambda place: probabilities[place])

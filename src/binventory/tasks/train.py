@@ -25,6 +25,7 @@ from binventory.config.schema import TrainConfig
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Preprocessing
+from binventory.errors import ConfigError
 from binventory.files import write_json
 from binventory.models.backbones import freeze, make_backbone
 from binventory.models.module import CHECKPOINT_KEY, BinCounter
@@ -54,9 +55,8 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     quiet_lightning()
     # Before anything else: a wrong name or an unreachable hub shall not cost a download of all photos first.
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = make_backbone(
-        config.model.name, config.model.weights, num_outputs(config.objective, list(config.data.counts))
-    )
+    weights = config.model.weights if config.init_from is None else "none"
+    backbone = make_backbone(config.model.name, weights, num_outputs(config.objective, list(config.data.counts)))
     prepared = prepare_bins(config.data, config.s3, config.paths)
     if int(os.environ.get("RANK", "0")) == 0:
         print(*prepared.summary.lines(), sep="\n", flush=True)
@@ -76,7 +76,7 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
         best = _load_chosen(module, run_dir, has_val=has_val)
         trainer.test(module, datamodule=data, verbose=False)
         figures = {
-            "val": best["val"] if has_val else None,
+            "val": best["val"],
             "test": module.last_test,
             "epochs": trainer.current_epoch,
             "best_epoch": best["epoch"],
@@ -128,7 +128,7 @@ def make_module(config: TrainConfig, backbone: torch.nn.Module, preprocessing: P
     freeze(backbone, config.model.finetune)
     network = BinNetwork(backbone, preprocessing, channels_last=config.model.channels_last)
     if config.init_from is not None:
-        network.load_state_dict(load_bundle(Path(config.init_from)).network.state_dict())
+        network.load_state_dict(_weights_of(config, config.init_from))
     if config.trainer.compile:
         network.compile()  # in place: the names in the state dict stay
     return BinCounter(
@@ -140,6 +140,21 @@ def make_module(config: TrainConfig, backbone: torch.nn.Module, preprocessing: P
         config.seed,
         describe(config, preprocessing),
     )
+
+
+def _weights_of(config: TrainConfig, init_from: str) -> dict[str, torch.Tensor]:
+    """Return the weights of another run of the same network."""
+    start = load_bundle(Path(init_from))
+    for key, found, wanted in (
+        ("model.name", start.description["model"]["name"], config.model.name),
+        ("data.counts", start.counts, list(config.data.counts)),
+        ("objective", start.description["objective"]["_target_"], config.objective["_target_"]),
+    ):
+        if found != wanted:
+            raise ConfigError(
+                f"init_from={init_from}: that run has {key}={found}, this one {key}={wanted}; make them equal"
+            )
+    return start.network.state_dict()
 
 
 def make_callbacks(config: TrainConfig, run_dir: Path, *, has_val: bool) -> list[Callback]:
@@ -257,4 +272,5 @@ def _objective(figures: dict[str, Any], metric: str | None) -> float | None:
     if metric is None:
         return None
     split, _, name = metric.partition("/")
-    return float(figures[split][name])
+    value = figures[split][name]
+    return None if value is None else float(value)

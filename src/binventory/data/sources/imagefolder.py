@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
@@ -42,10 +44,12 @@ class ImageFolderSource:
             return take(self._bins(), wanted, self.limit, self.location)
 
     def _bins(self) -> dict[str, BinFiles]:
+        groups = _exported_groups(Path(self.location))
         bins: dict[str, BinFiles] = {}
         names: dict[str, str] = {}
         for photo in list_photos(self.location, self.s3, self.data_dir):
             found = _bin_files(photo, self.location)
+            found = replace(found, group=groups.get(found.id))
             if found.id in bins:
                 raise InputError(f"{self.location}: {names[found.id]} and {photo.name} have the same id; rename one")
             bins[found.id] = found
@@ -59,6 +63,15 @@ def _bin_files(photo: PhotoFile, where: str) -> BinFiles:
         raise InputError(f"{where}: {photo.name} is not <count>/<id>.jpg with a whole number as count; {_TREE_HINT}")
     bin_id = check_id(PurePosixPath(photo.name).stem, f"{where}: {photo.name}")
     return BinFiles(bin_id, photo.path, quantity=count, problem=photo.error)
+
+
+def _exported_groups(folder: Path) -> dict[str, str]:
+    """Read the groups of a tree that `layout=imagefolder` wrote: without them its siblings could be parted."""
+    meta = folder.with_name(f"{folder.name}_meta.csv")
+    if not meta.is_file():
+        return {}
+    with meta.open(newline="", encoding="utf-8", errors="replace") as file:
+        return {row["id"]: row["group"] for row in csv.DictReader(file) if row.get("id") and row.get("group")}
 
 
 def _check_tree(folder: Path) -> None:

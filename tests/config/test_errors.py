@@ -81,7 +81,7 @@ MISTAKES = [
     ("logger=null", ["logger=null", "csv"]),
     ("-m debug=fast,null", ["debug=null"]),
     ("optimizer.momentum=0", ["optimizer.momentum=0", "nesterov=false"]),
-    ("optimizer=adamw optimizer.betas=[2,3]", ["optimizer.betas=[2.0, 3.0]", "below 1"]),
+    ("optimizer=adamw optimizer.betas=[2,3]", ["optimizer.betas=[2, 3]", "below 1"]),
     ("optimizer=adamw optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "two values"]),
     ("optimizer.lr=inf", ["optimizer.lr=inf", "finite"]),
     ("optimizer._target_=.foo.bar", ["optimizer._target_=.foo.bar"]),

@@ -53,8 +53,8 @@ def test_ranks_take_the_same_number_of_equal_steps(num_bins: int) -> None:
         assert len({len(part) for part in parts}) == 1
     seen = [place for batches in ranks for batch in batches for place in batch]
     assert len(set(seen)) == len(seen)
-    # 103 leaves a last batch of one bin for each rank, which is left out as well
-    assert len(seen) == {103: 96, 98: 96, 95: 92, 8: 8, 5: 4}[num_bins]
+    # of 103 and 95 a last batch of one bin for each rank is left out as well
+    assert len(seen) == {103: 96, 98: 96, 95: 88, 8: 8, 5: 4}[num_bins]
 
 
 def test_a_last_batch_of_one_bin_is_left_out() -> None:

@@ -38,3 +38,8 @@ def run_here(folder: Path, task: str, *overrides: str) -> Path:
     made = set(folder.glob(f"outputs/{task}/*")) - known
     assert len(made) == 1, made
     return made.pop()
+
+
+def latest(folder: Path, task: str) -> Path:
+    """Return the run folder that was written to last; names tell only seconds."""
+    return max(folder.glob(f"outputs/{task}/*"), key=lambda run: run.stat().st_mtime_ns)

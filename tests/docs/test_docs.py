@@ -14,7 +14,7 @@ import pytest
 import binventory.models
 import binventory.objectives
 from binventory.launch.entry import main
-from tests.running import TINY
+from tests.running import TINY, latest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -151,7 +151,7 @@ def test_guide_command(
     small = TINY[:2] if "data=flat" not in words else []
     main("train", [*words[2:], *shared, *small])
     assert "run folder: " in capfd.readouterr().out
-    run = max(guide.glob("outputs/train/*"))
+    run = latest(guide, "train")
     chosen = dict(word.split("=", 1) for word in words[2:] if "=" in word)
     config = (run / "config.yaml").read_text()
     for group in ("model", "objective"):

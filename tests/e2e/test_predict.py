@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from binventory.cli import app
-from tests.running import Run
+from tests.running import Run, latest
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -77,7 +77,7 @@ def test_nothing_readable_is_exit_2_and_the_reasons_are_kept(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: input=")
     assert "none of 2 photos could be read" in error
-    done = max(workplace.glob("outputs/predict/*"))
+    done = latest(workplace, "predict")
     assert [row["id"] for row in read_csv(done / "predictions.csv")] == ["a", "b"]
     assert json.loads((done / "status.json").read_text())["exit_code"] == 2
 

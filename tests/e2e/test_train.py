@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from tests.running import TINY, Run
+from tests.running import TINY, Run, latest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -238,7 +238,7 @@ def test_signal_during_training_ends_the_run_in_order(workplace: Path, signum: s
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == exit_code, stderr
     assert time.monotonic() - started < 30
-    folder = max(workplace.glob("outputs/train/*"))
+    folder = latest(workplace, "train")
     written = read_json(folder / "status.json")
     assert written["state"] == "preempted"
     assert written["exit_code"] == exit_code
@@ -296,7 +296,7 @@ def test_diverged_run_says_so(run: Run, workplace: Path, capsys: pytest.CaptureF
         run("train", *TINY, "optimizer.lr=1e30")
     assert exit_.value.code == 1
     assert "training diverged; lower optimizer.lr" in capsys.readouterr().err
-    assert read_json(max(workplace.glob("outputs/train/*")) / "status.json")["error"]["type"] == "DivergedError"
+    assert read_json(latest(workplace, "train") / "status.json")["error"]["type"] == "DivergedError"
 
 
 @pytest.mark.parametrize(

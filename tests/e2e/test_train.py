@@ -158,7 +158,7 @@ def test_choices_run(overrides: list[str], run: Run) -> None:
         assert figures["val"] is None
         assert figures["best_epoch"] == 2
         seconds = sum(float(row["seconds"]) for row in read_csv(done / "metrics.csv"))
-        assert figures["train_seconds"] == pytest.approx(seconds, rel=0.3), "the clock runs in every epoch"
+        assert figures["train_seconds"] > 0.6 * seconds, "the clock runs in every epoch, not in the last one alone"
         bundle = read_json(done / "bundle" / "bundle.json")
         assert bundle["preprocessing"]["mean"] != [0.485, 0.456, 0.406]
     if "callbacks=early_stopping" in overrides:

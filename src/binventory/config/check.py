@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from binventory.config import schema
+from binventory.config.capture import to_plain
 from binventory.config.cross_checks import cross_check
 from binventory.config.suggest import did_you_mean
 from binventory.config.targets import target_schema
@@ -58,15 +59,12 @@ def check_config(task: str, composed: DictConfig) -> DictConfig:
 
 
 def _resolve(composed: DictConfig) -> dict[str, Any]:
-    bare = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     try:
-        plain = OmegaConf.to_container(bare, resolve=True)
+        return to_plain(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(
             f"{error.full_key}: {_first_line(error)}; name a key that exists or write the value"
         ) from error
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
 
 
 def _fit(cls: type, plain: Any, prefix: str = "") -> DictConfig:

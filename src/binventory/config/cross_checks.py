@@ -45,12 +45,11 @@ def _counts(config: Any) -> None:
 def _model_name(config: Any) -> None:
     if "model" not in config or config.model.name in PRESET_MODELS or ":" in config.model.name:
         return
-    from binventory.models.timm_alone import timm  # only here: the presets' names are answered in a second
+    # Only here: the presets' names are answered in a second.
+    from binventory.models.timm_alone import check_model_name, timm
 
     name = config.model.name
-    if not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models())
-        raise ConfigError(f"model.name={name}: timm has no such model{hint}")
+    check_model_name(name)
     facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if facts is not None and facts.fixed_input_size and facts.input_size[-1] != config.data.image_size:
         side = facts.input_size[-1]
@@ -65,12 +64,9 @@ def _weights_tag(config: Any) -> None:
     name, weights = config.model.name, config.model.weights
     if weights in ("none", f"{name}.tv_in1k") or Path(weights).suffix in WEIGHT_FILES:
         return
-    from binventory.models.timm_alone import timm
+    from binventory.models.timm_alone import check_weights_tag
 
-    tags = timm.list_pretrained(f"{name}.*")
-    if weights not in tags:
-        hint = did_you_mean(weights, tags) or f"; timm has {', '.join(tags) or 'none'}"
-        raise ConfigError(f"model.weights={weights}: no pretrained weights of {name} by this name{hint}")
+    check_weights_tag(name, weights)
 
 
 def _image_size(config: Any) -> None:

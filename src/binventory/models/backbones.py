@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from binventory.config.suggest import did_you_mean
+from binventory.config.cross_checks import WEIGHT_FILES
 from binventory.errors import ConfigError, InputError
-from binventory.models.timm_alone import timm
+from binventory.models.timm_alone import check_model_name, check_weights_tag, timm
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,10 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
         InputError: the file can't be read or belongs to another network.
     """
     name = _registered(name)
-    if not timm.is_model(name):
-        raise ConfigError(f"model.name={name}: timm has no such model{did_you_mean(name, timm.list_models())}")
+    check_model_name(name)
     if weights == "none":
         return _create(name, num_outputs=num_outputs)
-    if Path(weights).suffix in (".safetensors", ".pth", ".pt", ".bin"):
+    if Path(weights).suffix in WEIGHT_FILES:
         network = _create(name, num_outputs=num_outputs)
         _load(network, read_weights(Path(weights)), source=f"model.weights={weights}", name=name)
         return network
@@ -66,14 +65,10 @@ def _create(name: str, *, num_outputs: int, pretrained: bool = False) -> nn.Modu
 
 
 def _from_hub(name: str, weights: str, num_outputs: int) -> nn.Module:
-    architecture, _, tag = weights.partition(".")
-    tags = timm.list_pretrained(f"{name}.*")
-    if architecture != name or weights not in tags:
-        hint = did_you_mean(weights, tags) or f"; timm has {', '.join(tags) or 'none'}"
-        raise ConfigError(f"model.weights={weights}: no pretrained weights of {name} by this name{hint}")
+    check_weights_tag(name, weights)
     _reach_hub(weights)
     try:
-        return _create(f"{architecture}.{tag}", num_outputs=num_outputs, pretrained=True)
+        return _create(weights, num_outputs=num_outputs, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(_unreachable(weights, error)) from error
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from binventory.config.capture import REDACTED, load_config, redact, redact_text, save_config
+from binventory.config.capture import REDACTED, leaves, load_config, redact, redact_logs, redact_text, save_config
 from binventory.config.compose import compose_checked
 
 
@@ -41,11 +43,85 @@ def test_secrets_are_redacted(secret: dict[str, object]) -> None:
     assert REDACTED in redacted
 
 
-@pytest.mark.parametrize("text", ["logger.wandb.api_key=SECRET", "+token=SECRET", "x=https://u:SECRET@host/"])
-def test_overrides_are_redacted(text: str) -> None:
-    assert "SECRET" not in redact_text(text)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "logger.wandb.api_key=SECRET", "+token=SECRET", "x=https://u:SECRET@host/", "+x={api_key:SECRET,lr:0.1}",
+        "+x={_target_:a.B,url:'https://u:SECRET@h/',pin:{password:SECRET}}", "a=1,+x.api_key=SECRET,b=2",
+        "https://SECRET@host/x", "https://u:SE/CRET@host/x", "https://u:p@SECRET@host", "htp:/u:SECRET@host:1", "x=u:SECRET@host",
+        "s3://AKIAABCDEFGHIJKLMNOP/x", "https://h/x?sig=SECRET", "GET https://h/x?a=1&X-Amz-Security-Token=SECRET&b=2 failed",
+        "environ({'AWS_SECRET_ACCESS_KEY': 'SECRET', 'HOME': '/root'})", '{"SecretAccessKey": "SECRET", "SessionToken": "SECRET"}',
+        "Credentials(access_key='x', secret_key='SECRET', token=\"SECRET\")", "Authorization: Bearer SECRET", "export HF_TOKEN=SECRET",
+        "X-Amz-Credential=SECRET/2026/us-east-1, Signature=SECRET", "Invalid API key: SECRET", "token: Bearer SECRET\nnext line",
+    ],
+)  # fmt: skip
+def test_text_is_redacted(text: str) -> None:
+    redacted = redact_text(text)
+    for part in ("SECRET", "CRET@", "AKIAABCD"):
+        assert part not in redacted.replace("_SECRET_", "").replace("AWS_SECRET", "")
+    assert REDACTED in redacted
+
+
+def test_what_is_around_a_secret_stays() -> None:
+    said = "error: data.source=https://u:SECRET@host:9000/a/b?x=1&X-Amz-Signature=SECRET: no such file; set token=SECRET, or not"
+    assert redact_text(said) == (
+        "error: data.source=https://<redacted>@host:9000/a/b?x=1&X-Amz-Signature=<redacted>: no such file;"
+        " set token=<redacted>, or not"
+    )
+
+
+def test_values_of_the_environment_are_redacted_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/abc+DEF0123456789")
+    monkeypatch.setenv("MY_TOKEN", "short")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/tokens/aws")
+    assert redact_text("signed with /abc+DEF0123456789!") == "signed with <redacted>!"
+    assert redact({"data": {"source": "/abc+DEF0123456789"}}) == {"data": {"source": REDACTED}}
+    for innocent in ("a short text", "cannot read /var/run/tokens/aws", str(Path.cwd())):
+        assert redact_text(innocent) == innocent
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"password": 1234567},
+        {"api_key": {"value": "SECRET"}},
+        {"token": ["SECRET", {"x": 12}]},
+        {"secret": {"a": {"b": 1.5}}},
+    ],
+)
+def test_whatever_lies_below_a_secrets_name_is_redacted(node: dict[str, object]) -> None:
+    assert not {"SECRET", "1234567", "12", "1.5"} & {str(value) for _, value in leaves(redact(node))}
+
+
+def test_log_records_are_redacted_by_every_handler(caplog: pytest.LogCaptureFixture) -> None:
+    before = logging.getLogRecordFactory()
+    text = io.StringIO()
+    handler, logger = logging.StreamHandler(text), logging.getLogger("tests.capture")
+    logger.addHandler(handler)
+    try:
+        redact_logs()
+        logger.warning("to %s", "https://u:SECRET@host/")
+        try:
+            raise ValueError("token=SECRET")
+        except ValueError:
+            logger.exception("failed with %(api_key)s", {"api_key": "api_key=SECRET"})
+    finally:
+        logger.removeHandler(handler)
+        logging.setLogRecordFactory(before)
+    said = text.getvalue() + caplog.text
+    assert "SECRET" not in said
+    assert "to https://<redacted>@host/" in said
+    assert "ValueError: token=<redacted>" in said
+    assert "Traceback" in said
 
 
 def test_innocent_values_stay() -> None:
-    plain = {"monkey": "banana", "max_epochs": 3, "keys": ["a"], "source": "s3://bucket/photos?versionId=3", "seed": 0}
+    plain = {
+        "monkey": "banana", "max_epochs": 3, "keys": ["a"], "source": "s3://bucket/photos?versionId=3", "seed": 0,
+        "token_width": 64, "use_token": True, "endpoint": "http://127.0.0.1:9000/a@b", "path": "/data/2026:x/a.b@2x.jpg",
+        "at": "s3://bucket/photos@2026/x", "target": "binventory.data.sources.table.TableSource", "time": "12:30:05",
+        "scope": "https://host/@scope/package", "list": "a=1,b=[2,3]", "two": "s3://b:c/x", "secretary": "Ann", "none": None,
+    }  # fmt: skip
     assert redact(plain) == plain
+    for text in ("optimizer.lr=0.1", "logger=[csv,wandb]", "s3=credentials", "+x={a:1,b:{c:2}}", "input='a:b c@d'"):
+        assert redact_text(text) == text

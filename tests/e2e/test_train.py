@@ -42,7 +42,7 @@ def test_run_folder_holds_what_the_design_says(trained: Path) -> None:
     assert present >= {
         "config.yaml", "provenance.json", "status.json", "metrics.csv", "metrics.json", "predictions.csv", "checkpoints", "bundle",
     }  # fmt: skip
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert {path.name for path in (trained / "bundle").iterdir()} == {"weights.safetensors", "bundle.json"}
     assert read_json(trained / "status.json")["state"] == "done"
     config = OmegaConf.load(trained / "config.yaml")
@@ -146,7 +146,7 @@ def test_debug_presets_run(preset: str, run: Run) -> None:
         ["data.val_fraction=0", "objective_metric=null", "data.normalize=dataset", "data.resize=letterbox"],
         ["data.split=report", "objective_metric=val/loss", "trainer.precision=bf16-mixed", "objective.label_smoothing=0.1"],
         ["callbacks=early_stopping", "callbacks.early_stopping.patience_epochs=1", "optimizer.lr=1e-9", "trainer.max_epochs=9"],
-        ["data.counts=[2,3,4]", "model.channels_last=false", "callbacks.checkpoint.save_last=false"],
+        ["data.counts=[2,3,4]", "model.channels_last=false", "callbacks.checkpoint.every_n_epochs=null"],
     ],
     ids=lambda overrides: overrides[0],
 )  # fmt: skip

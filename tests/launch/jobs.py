@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -43,3 +44,15 @@ def killed_on_rank_1(config: Any, run_dir: Path) -> None:
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     wait(config, run_dir)
+
+
+def wait_with_pid(config: Any, run_dir: Path) -> None:
+    path = run_dir / f"pid{os.environ['RANK']}"
+    path.with_suffix(".new").write_text(str(os.getpid()))
+    path.with_suffix(".new").rename(path)
+    time.sleep(60)
+
+
+def tell(config: Any, run_dir: Path) -> None:
+    told = {"token": config.token, "variables": sorted(os.environ)}
+    (run_dir / f"told{os.environ['RANK']}.json").write_text(json.dumps(told))

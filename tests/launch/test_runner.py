@@ -28,12 +28,13 @@ def write_spec(tmp_path: Path, task: str, **config: Any) -> Path:
 
 def start(spec: Path, *code: str) -> subprocess.Popen[str]:
     command = [sys.executable, *(code or ("-m", "binventory.launch")), str(spec)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    given = {"BINVENTORY_ALLOW_TARGETS": "jobs.", "BINVENTORY_JOB_SECRETS": '{"token": "hush"}'}
+    environment = {**os.environ, "PYTHONPATH": str(HERE), **given}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 RANKS = ("-c", "import sys; from pathlib import Path; from binventory.launch.ranks import run_ranks;"
-         "sys.exit(run_ranks(Path(sys.argv[1]), 2))")  # fmt: skip
+         "from binventory.launch.spec import JobSpec; sys.exit(run_ranks(JobSpec.load(Path(sys.argv[1])), 2))")  # fmt: skip
 
 
 def status(spec: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from binventory.files import write_text
 class MetricsCsv(pl.Callback):
     """Writes every logged metric of each epoch to `metrics.csv`.
 
+    The rows travel in checkpoints: a resumed run writes those up to its checkpoint and drops what came after.
+
     Args:
         path: the file.
     """
@@ -24,11 +26,27 @@ class MetricsCsv(pl.Callback):
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self._epoch_started = 0.0
+        self._seconds_before = 0.0  # of this epoch, in the attempts before this one
         self._lr = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far, and what the row of the epoch under way needs."""
+        return {"rows": list(self.rows), "lr": self._lr, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self.rows = list(state_dict["rows"])
+        self._lr, self._seconds_before = state_dict["lr"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop the rows of epochs that are about to be done again."""
         self._epoch_started = time.perf_counter()
+        if trainer.is_global_zero and self.path.exists():
+            self._write()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock. Not called for an epoch that was begun before."""
+        self._epoch_started, self._seconds_before = time.perf_counter(), 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -45,14 +63,21 @@ class MetricsCsv(pl.Callback):
                 "epoch": trainer.current_epoch + 1,  # as best_epoch and the progress lines count
                 "step": trainer.global_step,
                 "lr": self._lr,
-                "seconds": round(time.perf_counter() - self._epoch_started, 3),
+                "seconds": self._seconds(),
                 **metrics,
             }
         )
+        self._epoch_started, self._seconds_before = time.perf_counter(), 0.0
         if trainer.is_global_zero:
             self._write()
 
+    def _seconds(self) -> float:
+        return round(self._seconds_before + time.perf_counter() - self._epoch_started, 3)
+
     def _write(self) -> None:
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+            return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -30,15 +30,26 @@ class ProgressReport(pl.Callback):
         self._task: TaskID | None = None
         self._fit_started = self._epoch_started = self._shown = 0.0
         self._epoch_images = 0
+        self._batches_before = 0  # done by the attempts before this one
 
     @property
     def images_per_second(self) -> float:
         """Training throughput so far, over all devices, validation left out."""
         return self.num_images / self.train_seconds if self.train_seconds else 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was trained so far and how long it took."""
+        running = time.perf_counter() - self._epoch_started if self._epoch_images else 0.0
+        return {"train_seconds": self.train_seconds + running, "num_images": self.num_images + self._epoch_images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self.train_seconds, self.num_images = state_dict["train_seconds"], state_dict["num_images"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
-        self._fit_started = time.perf_counter()
+        self._fit_started = self._epoch_started = time.perf_counter()
+        self._batches_before = _batches_done(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -126,8 +137,11 @@ class ProgressReport(pl.Callback):
         return f"loss {loss:.4f}  accuracy {seen:.3f}  {speed:.0f} img/s  ETA {self._time_left(trainer, batch_idx + 1)}"
 
     def _time_left(self, trainer: pl.Trainer, done: int) -> str:
-        per_epoch, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
-        finished = trainer.current_epoch * per_epoch + done
-        left = max_epochs * per_epoch - finished
+        finished = _batches_done(trainer, done)
+        left = (trainer.max_epochs or 1) * int(trainer.num_training_batches) - finished
         elapsed = time.perf_counter() - self._fit_started
-        return str(timedelta(seconds=round(elapsed / finished * left)))
+        return str(timedelta(seconds=round(elapsed / (finished - self._batches_before) * left)))
+
+
+def _batches_done(trainer: pl.Trainer, of_this_epoch: int) -> int:
+    return trainer.current_epoch * int(trainer.num_training_batches) + of_this_epoch

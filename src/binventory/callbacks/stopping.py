@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: finish the step, then leave."""
+"""SIGINT and SIGTERM during training: a flag that all ranks look at together, between steps."""
 
 from __future__ import annotations
 
@@ -6,65 +6,46 @@ import signal
 from types import FrameType
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from torch.distributed import ReduceOp
 
-from binventory.launch.runner import Interrupted
+from binventory.distributed import is_distributed
 
 
-class StopBetweenSteps(pl.Callback):
-    """Our handlers only set a flag; at the end of a step all ranks take the largest of their flags and leave together.
+class StopRequest:
+    """Handlers that only set a flag, and agreement over ranks.
 
-    Lightning registers handlers of its own later than `on_fit_start`, and they hang under DDP; so ours come in
-    `on_train_start`, which is after them.
+    Lightning's own handling hangs under DDP: it broadcasts inside the handler. It registers its handlers later than
+    `on_fit_start`, so `listen` belongs into `on_train_start`, which comes after.
     """
 
     def __init__(self) -> None:
-        self._signum = 0
+        self.signum = 0
         self._before: dict[int, Any] = {}
+        self._group: Any = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals."""
+    def listen(self) -> None:
+        """Take SIGINT and SIGTERM. Every rank must call it: it makes the process group that `agree` uses."""
 
         def handle(signum: int, _frame: FrameType | None) -> None:
-            self._signum = signum
+            self.signum = signum
 
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._before[signum] = signal.signal(signum, handle)
+        if is_distributed() and torch.distributed.get_backend() != "gloo":
+            # On the CPU: asking the device at every step would wait for it at every step.
+            self._group = torch.distributed.new_group(backend="gloo")
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Leave if any rank was asked to."""
-        if signum := self._agreed(trainer, pl_module):
-            raise Interrupted(signum)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave after a validation too, rather than a step later."""
-        if not trainer.sanity_checking and (signum := self._agreed(trainer, pl_module)):
-            raise Interrupted(signum)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def _agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
-        if trainer.world_size == 1:
-            return self._signum
-        flag = torch.tensor(self._signum, device=pl_module.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return int(flag)
-
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give the signals back to who had them."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before.clear()
+
+    def agree(self, *flags: int) -> tuple[int, ...]:
+        """Return the largest of each rank's flags, the same on all ranks, which must all be at this point."""
+        if not is_distributed():
+            return flags
+        values = torch.tensor(flags)
+        torch.distributed.all_reduce(values, op=ReduceOp.MAX, group=self._group)
+        return tuple(int(value) for value in values)

@@ -197,6 +197,8 @@ def _files(config: Any) -> None:
         _must_exist("model.weights", config.model.weights)
     if config.get("init_from") is not None:
         _must_exist("init_from", config.init_from)
+    if config.get("resume") not in (None, "auto"):
+        _must_exist("resume", config.resume)
     if "run" in config:
         _must_exist("run", config.run)
 

@@ -195,9 +195,22 @@ class TrainerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Which checkpoints a run keeps."""
+    """When a run saves, besides the end of training and a stop. best.ckpt is written whenever an epoch is the best."""
 
-    save_last: bool = key("write last.ckpt after every epoch")
+    every_n_epochs: Optional[int] = key("save last.ckpt at the end of every so many epochs; null: of the last", ge=1)
+    every_n_steps: Optional[int] = key("save it also after so many optimizer steps", ge=1)
+    every_n_minutes: Optional[float] = key("save it also after so many minutes", gt=0)
+
+
+@dataclass
+class EmaConfig:
+    """Exponential moving average of the weights."""
+
+    decay: Optional[float] = key(
+        "share of the average kept at each step; the average is validated, tested and shipped; null: no average",
+        gt=0,
+        lt=1,
+    )
 
 
 @dataclass
@@ -222,6 +235,7 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
 
 
 @dataclass
@@ -260,6 +274,8 @@ class TrainConfig:
     logger: Dict[str, Any] = key("experiment loggers by name")
     seed: int = key("seed of weights, order and augmentation", ge=0, lt=2**32)
     init_from: Optional[str] = key("run folder whose weights training starts from")
+    resume: Optional[str] = key("run folder to go on with, or auto: the newest unfinished one of this config")
+    resume_changed: bool = key("go on although values that change what the run computes differ")
     objective_metric: Optional[str] = key("what the best epoch and every sweep go by, e.g. val/accuracy")
     check: bool = key("validate and print the config, run nothing")
 

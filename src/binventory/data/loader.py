@@ -96,6 +96,7 @@ class BatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_batch = 0  # of the next iteration alone
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order comes next."""
@@ -106,7 +107,8 @@ class BatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()
-        for start in range(0, len(order), self.batch_size):
+        first, self.first_batch = self.first_batch, 0
+        for start in range(first * self.batch_size, len(order), self.batch_size):
             yield order[start : start + self.batch_size][self.rank :: self.world_size].tolist()
 
     def _num_places(self) -> int:
@@ -128,7 +130,10 @@ class BatchSampler(Sampler[list[int]]):
 
 
 class BatchLoader:
-    """A sized loader of `Batch`; Lightning calls `sampler.set_epoch` before each epoch."""
+    """A sized loader of `Batch`; Lightning calls `sampler.set_epoch` before each epoch.
+
+    Its state is the number of batches that were handed out; what workers have fetched ahead does not count.
+    """
 
     def __init__(self, dataset: BinDataset, sampler: BatchSampler, *, num_workers: int, on_bad: str) -> None:
         self.sampler = sampler
@@ -136,6 +141,8 @@ class BatchLoader:
         self.dataset = dataset
         self.on_bad = on_bad
         self.num_bad = 0
+        self._first_batch = 0
+        self._num_batches = 0
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -150,9 +157,23 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        # All of this happens when the first batch is asked for: Lightning makes iterators that it never uses, and tells
+        # the sampler its epoch later.
+        self.sampler.first_batch = self._num_batches = self._first_batch
+        self._first_batch = 0
         for tensors, errors in self._loader:
             batch = Batch(*tensors)
+            self._num_batches += 1
             yield self._without_bad(batch, errors) if errors else batch
+        self._num_batches = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch under way were handed out."""
+        return {"batches": self._num_batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration, and no later one, begin after so many batches."""
+        self._first_batch = state["batches"]
 
     def _without_bad(self, batch: Batch, errors: list[str]) -> Batch:
         """Obey `data.on_bad` for photos that were whole when they were indexed and no longer are."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+from binventory.config.capture import redact_logs
 from binventory.errors import UserError
+from binventory.launch.ranks import end_with_parent
 from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
-from binventory.launch.spec import JobSpec
+from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
 
 
 def main() -> int:
     """Run the job spec named on the command line and return its exit code."""
+    end_with_parent()
+    redact_logs()
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: python -m binventory.launch job.json", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -20,6 +25,7 @@ def main() -> int:
     except UserError as error:
         report_user_error(error)
         return EXIT_USER_ERROR
+    os.environ.pop(SECRETS_VARIABLE, None)  # not for the processes that the job starts
     return execute(spec)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from binventory.config.capture import redact, to_plain
+from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
 from binventory.config.check import check_config
 from binventory.config.compose import CONFIG_DIR, compose_checked
-from binventory.errors import ConfigError, UserError
+from binventory.errors import ConfigError, InputError, UserError
 from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
 from binventory.launch.spec import JobSpec
-from binventory.tracking.run_folder import register_resolvers
+from binventory.tracking.resume import AUTO, check_unchanged, find_run, overrides_to_resume, task_path
+from binventory.tracking.run_folder import RunFolder, register_resolvers
 
 
 def main(task_name: str, argv: list[str] | None = None) -> None:
@@ -35,20 +37,75 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
     try:
         if not _is_hydras_own(arguments):
             _refuse(arguments)
-            configs = compose_checked(
-                task_name,
-                [*arguments.overrides, *unknown],
-                multirun=arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides,
-                config_name=arguments.config_name,
-                config_dir=arguments.config_dir,
-            )
-            if configs[0].check and arguments.cfg is None:
-                print(OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(configs[0])))), end="")
-                sys.exit(0)
+            given = [*arguments.overrides, *unknown]
+            flags = [word for word in sys.argv[1:] if word not in given]
+            sys.argv = [sys.argv[0], *flags, *_checked_overrides(task_name, arguments, given)]
     except UserError as error:
         report_user_error(error)
         sys.exit(EXIT_USER_ERROR)
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=task_name)(_job(task_name))()
+
+
+def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list[str]:
+    """Compose and check what the command line asks for; return the overrides that Hydra shall run.
+
+    Exits with code 0 where nothing is to be run.
+    """
+    is_multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    overrides, named = given, None if is_multirun else _named_run(given)
+    if named is not None:
+        overrides = overrides_to_resume(named, task_name, given)
+    configs = compose_checked(
+        task_name,
+        overrides,
+        multirun=is_multirun,
+        config_name=arguments.config_name,
+        config_dir=arguments.config_dir,
+    )
+    config = configs[0]
+    if arguments.cfg is not None:
+        return overrides
+    if config.check:
+        print(OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(config)))), end="")
+        sys.exit(0)
+    if is_multirun:
+        if config.get("resume") not in (None, AUTO):
+            raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
+        return overrides
+    folder = _folder_to_resume(task_name, config)
+    # Hydra makes the folder of the job; a resumed one is named to it.
+    return overrides if folder is None else [*overrides, "hydra.run.dir='{}'".format(str(folder).replace("'", "\\'"))]
+
+
+def _named_run(overrides: list[str]) -> Path | None:
+    """Return the run folder of `resume=DIR`, whose own command comes before what is added to it."""
+    named = [override.split("=", maxsplit=1)[1] for override in overrides if override.startswith("resume=")]
+    if not named or named[-1] in ("", "null", AUTO):
+        return None
+    return Path(named[-1].strip("'\""))
+
+
+def _folder_to_resume(task_name: str, config: DictConfig) -> Path | None:
+    """Return the run folder that a checked config goes on with; None for a new one.
+
+    Exits with code 0 where that run is done and nothing is left to do.
+    """
+    resume = config.get("resume")
+    if resume is None:
+        return None
+    plain = to_plain(config)
+    folder = find_run(task_name, plain) if resume == AUTO else Path(resume)
+    if folder is None:
+        print("resume=auto: no run of this config to go on with, this is a new one", flush=True)
+        return None
+    if (pid := RunFolder(folder).writer()) is not None:
+        raise InputError(f"resume={folder}: process {pid} writes this run; wait for it or stop it")
+    has_changed = check_unchanged(folder, plain, allowed=config.resume_changed)
+    if RunFolder(folder).read_state() == "done" and not has_changed:
+        print(f"resume={folder}: this run is done; nothing is left to do", flush=True)
+        sys.exit(0)
+    print(f"resume={resume}: going on with {folder}", flush=True)
+    return folder.resolve()
 
 
 def _is_hydras_own(arguments: Any) -> bool:
@@ -76,7 +133,12 @@ def _job(task_name: str) -> Callable[[DictConfig], Any]:
         except UserError as error:
             report_user_error(error)
             sys.exit(EXIT_USER_ERROR)
-        exit_code, result = _start(freeze(task_name, config), config)
+        spec = freeze(task_name, config)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and config.get("resume") is not None:
+            # Each job of a sweep goes on with the run of its own config.
+            folder = _folder_to_resume(task_name, config)
+            spec = replace(spec, run_dir=str(folder)) if folder else spec
+        exit_code, result = _start(spec, config)
         if exit_code != 0:
             sys.exit(exit_code)
         return result
@@ -90,7 +152,7 @@ def freeze(task_name: str, config: DictConfig) -> JobSpec:
     frozen_hydra = OmegaConf.to_container(OmegaConf.create({"hydra": hydra_config}), resolve=False)
     assert isinstance(frozen_hydra, dict)
     return JobSpec(
-        task=f"binventory.tasks.{task_name}:run",
+        task=task_path(task_name),
         config={**to_plain(config), "hydra": _json_plain(frozen_hydra["hydra"])},
         run_dir=str(Path(hydra_config.runtime.output_dir)),
         overrides=list(hydra_config.overrides.task),
@@ -102,14 +164,15 @@ def _json_plain(value: Any) -> Any:
 
 
 def _start(spec: JobSpec, config: DictConfig) -> tuple[int, Any]:
+    redact_logs()
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        redact_yaml(Path(HydraConfig.get().sweep.dir) / "multirun.yaml")
     world_size = config.trainer.devices if "trainer" in config else 1
     if world_size == 1:
         return execute(spec)
     from binventory.launch.ranks import run_ranks
 
-    spec_path = Path(spec.run_dir) / "job.json"
-    spec.save(spec_path)
-    exit_code = run_ranks(spec_path, world_size)
+    exit_code = run_ranks(spec, world_size)
     return exit_code, None if exit_code else returned_value(Path(spec.run_dir), config)
 
 

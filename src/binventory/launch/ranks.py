@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -16,20 +17,31 @@ from binventory.launch.spec import JobSpec
 from binventory.tracking.run_folder import RunFolder
 
 GRACE_S = 60.0
+PARENT_VARIABLE = "BINVENTORY_PARENT_PID"
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class RankError(RuntimeError):
     """A rank of a job ended early."""
 
 
-def run_ranks(spec_path: Path, world_size: int) -> int:
-    """Run a job spec on `world_size` processes of this machine and return the job's exit code.
+def run_ranks(spec: JobSpec, world_size: int) -> int:
+    """Run a job on `world_size` processes of this machine and return the job's exit code.
 
-    Every rank is `python -m binventory.launch job.json` with torchrun's environment variables. SIGINT and SIGTERM are
-    passed on. When one rank fails, the others are asked to stop, and killed after a grace period.
+    Every rank is `python -m binventory.launch <run folder>/job.json` with torchrun's environment variables. SIGINT and
+    SIGTERM are passed on. When one rank fails, the others are asked to stop, and killed after a grace period. When this
+    process is killed, the ranks get SIGTERM. To be called from the main thread: Linux takes the end of the thread that
+    started a process for the end of its parent.
     """
+    path = Path(spec.run_dir) / "job.json"
+    spec.save(path)
     environment = {
         **os.environ,
+        **spec.environment(),
+        # Ranks import from where this process does, and not, as `-m` has it, from the working directory: photos lie there.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path),
+        PARENT_VARIABLE: str(os.getpid()),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(world_size),
@@ -42,11 +54,26 @@ def run_ranks(spec_path: Path, world_size: int) -> int:
     ranks = []
     for number in range(world_size):
         rank = {"LOCAL_RANK": str(number), "RANK": str(number)}
-        command = [sys.executable, "-m", "binventory.launch", str(spec_path)]
-        ranks.append(subprocess.Popen(command, env={**environment, **rank}))
+        command = [sys.executable, "-m", "binventory.launch", str(path)]
+        ranks.append(subprocess.Popen(command, env={**environment, **rank}))  # noqa: S603  our own interpreter and file
     codes = _wait(ranks)
-    _tell_what_ended(codes, Path(JobSpec.load(spec_path).run_dir))
+    _tell_what_ended(codes, Path(spec.run_dir))
     return _job_exit_code(codes)
+
+
+def end_with_parent() -> None:
+    """Let SIGTERM come to this process when the one that `run_ranks` runs in ends, however that ends.
+
+    A rank that outlived it would hold the run folder and train on unseen. Does nothing in a process that `run_ranks`
+    did not start, and on systems other than Linux.
+    """
+    parent = os.environ.pop(PARENT_VARIABLE, None)  # not for the processes that this one starts
+    if parent is None or sys.platform != "linux":
+        return
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != int(parent):  # it ended before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +29,8 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 143
+
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
 class Interrupted(BaseException):
@@ -70,7 +75,7 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
         status("running")
         if is_writer:
             save_config(config, folder.path / "config.yaml")
-            write_json(folder.path / "provenance.json", provenance(spec.overrides))
+            _write_provenance(spec, folder.path)
         result = import_task(spec.task)(config, folder.path)
     except UserError as error:
         status("failed", EXIT_USER_ERROR, error)
@@ -80,14 +85,34 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
     except (Interrupted, KeyboardInterrupt) as error:
         exit_code = error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
         status("preempted", exit_code, error)
-        print(f"{error or 'stopped by SIGINT'}: {folder.path}", file=sys.stderr)
+        if is_writer:
+            print(f"{error or 'stopped by SIGINT'}: {folder.path}", file=sys.stderr)
         return exit_code, None
+    except OSError as error:
+        status("failed", EXIT_FAILED, error)
+        if error.errno not in STORAGE_ERRORS:
+            print(redact_text(traceback.format_exc()), file=sys.stderr)
+        elif is_writer:  # the machine's fault: one line says what to mend, status.json has the traceback
+            print(f"error: {redact_text(str(error))}", file=sys.stderr)
+        return EXIT_FAILED, None
     except Exception as error:  # noqa: BLE001  the one place where a defect becomes a status and exit code 1
         status("failed", EXIT_FAILED, error)
         print(redact_text(traceback.format_exc()), file=sys.stderr)
         return EXIT_FAILED, None
     status("done", EXIT_DONE)
     return EXIT_DONE, result
+
+
+def _write_provenance(spec: JobSpec, run_dir: Path) -> None:
+    """Write provenance.json; a resumed run keeps what its earlier attempts wrote there."""
+    path = run_dir / "provenance.json"
+    earlier: list[dict[str, Any]] = []
+    if path.exists():
+        before = json.loads(path.read_text())
+        earlier = [*before.pop("earlier_attempts", []), before]
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    facts = {"task": spec.task, "started": started, **provenance(spec.overrides)}
+    write_json(path, {**facts, "earlier_attempts": earlier} if earlier else facts)
 
 
 def import_task(task: str) -> Callable[..., Any]:

@@ -1,16 +1,22 @@
-"""The frozen job: what any launcher starts, as one file."""
+"""The frozen job: what any launcher starts, as one file without secrets and the environment that goes with it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from binventory.config.capture import REDACTED, leaves, redact, refuse_interpolations
+from binventory.config.targets import ALLOW_VARIABLE, KNOWN, check_targets, check_task, dotted_task, targets_of
 from binventory.errors import InputError
 from binventory.files import write_json
 
 SPEC_VERSION = 1
+# What the file hides: JSON, dotted key of the config -> value.
+SECRETS_VARIABLE = "BINVENTORY_JOB_SECRETS"
 
 
 @dataclass(frozen=True)
@@ -30,23 +36,88 @@ class JobSpec:
     overrides: list[str]
 
     def save(self, path: Path) -> None:
-        """Write the spec as JSON, atomically."""
-        write_json(path, {"version": SPEC_VERSION, **asdict(self)})
+        """Write the spec as JSON, atomically, with secrets redacted."""
+        hidden = {"config": redact(self.config), "overrides": redact(self.overrides)}
+        write_json(path, {"version": SPEC_VERSION, **asdict(self), **hidden})
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables with which a process of the same user can `load` what `save` wrote.
+
+        They hold what the file hides, and allow what this config names. The names come from the command line of the
+        user who starts the job; a file cannot allow itself anything.
+        """
+        own = self._own_config()
+        redacted = dict(leaves(redact(own)))
+        secrets = {key: value for key, value in leaves(own) if redacted.get(key) != value}
+        allowed = {*targets_of(own), dotted_task(self.task)} - KNOWN.keys()
+        before = os.environ.get(ALLOW_VARIABLE)
+        return {
+            SECRETS_VARIABLE: json.dumps(secrets),
+            ALLOW_VARIABLE: ",".join([*([before] if before else []), *sorted(allowed)]),
+        }
 
     @classmethod
     def load(cls, path: Path) -> JobSpec:
-        """Read a spec.
+        """Read a spec and put back what `environment` gave.
 
         Raises:
-            InputError: not a job spec of this version.
+            InputError: not a job spec of this version; it names what it may not; a secret of it is not given.
         """
         try:
-            values = json.loads(path.read_text())
+            spec = cls._read(path)
+            own = spec._own_config()
+            check_task(spec.task, str(path))
+            check_targets(own, str(path))
+            refuse_interpolations(own, str(path))
+            config = {**spec.config, **_restored(own, _given_secrets(), path)}
+        except RecursionError as error:
+            raise InputError(f"{path}: not a job spec (nested too deep); submit the job again") from error
+        return replace(spec, config=config)
+
+    @classmethod
+    def _read(cls, path: Path) -> JobSpec:
+        try:
+            values = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot read this job spec ({error})") from error
         if not isinstance(values, dict) or values.pop("version", None) != SPEC_VERSION:
             raise InputError(f"{path}: not a job spec of version {SPEC_VERSION}; submit the job again")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"{path}: not a job spec ({error})") from error
+        kinds = {"task": str, "config": dict, "run_dir": str, "overrides": list}
+        wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
+        wrong += sorted(values.keys() - kinds.keys())
+        if wrong or not all(isinstance(override, str) for override in values["overrides"]):
+            raise InputError(f"{path}: not a job spec (see {(wrong or ['overrides'])[0]!r}); submit the job again")
+        return cls(**values)
+
+    def _own_config(self) -> dict[str, Any]:
+        """The config without Hydra's node, which no task reads and from which nothing is ever built."""
+        return {name: value for name, value in self.config.items() if name != "hydra"}
+
+
+def _given_secrets() -> dict[str, Any]:
+    try:
+        given = json.loads(os.environ.get(SECRETS_VARIABLE, "{}"))
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise InputError(f"{SECRETS_VARIABLE}: not a JSON object of config keys and their values")
+    return given
+
+
+def _restored(own: dict[str, Any], given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    hidden = {key for key, value in leaves(own) if isinstance(value, str) and REDACTED in value}
+    if missing := sorted(hidden - given.keys()):
+        raise InputError(
+            f"{path}: holds no secrets, and these are not given: {', '.join(missing)};"
+            f' set {SECRETS_VARIABLE}=\'{{"{missing[0]}": "…"}}\' in the environment'
+        )
+
+    def restore(node: Any, dotted: str) -> Any:
+        if isinstance(node, dict):
+            return {key: restore(child, f"{dotted}.{key}" if dotted else key) for key, child in node.items()}
+        if isinstance(node, list):
+            return [restore(child, f"{dotted}.{place}") for place, child in enumerate(node)]
+        return given[dotted] if dotted in hidden else node
+
+    restored: dict[str, Any] = restore(own, "")
+    return restored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,9 @@ from binventory.models.timm_alone import check_model_name, check_weights_tag, ti
 log = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 10.0
+# A name can come from a bundle: it must not import or fetch whatever a stranger likes, as timm's hf-hub:… would.
+_MODEL_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
+_MODEL_MODULE = re.compile(r"binventory\.models(\.[a-z]\w*)+", re.ASCII)
 
 
 def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
@@ -33,7 +37,13 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
         InputError: the file can't be read or belongs to another network.
     """
     name = _registered(name)
+    if _MODEL_NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"model.name={name[:80]!r}: not a name that timm gives; take one of its models, e.g. resnet18"
+        )
     check_model_name(name)
+    if "." in name:
+        check_weights_tag(name.partition(".")[0], name)
     if weights == "none":
         return _create(name, num_outputs=num_outputs)
     if Path(weights).suffix in WEIGHT_FILES:
@@ -48,10 +58,9 @@ def _registered(name: str) -> str:
     module, colon, registered = name.partition(":")
     if not colon:
         return name
-    # A name can come from a bundle: it must not import whatever a stranger likes.
-    if not module.startswith("binventory.models."):
+    if _MODEL_MODULE.fullmatch(module) is None:
         raise ConfigError(
-            f"model.name={name}: put the module into binventory.models and name it binventory.models.FILE:NAME"
+            f"model.name={name[:80]!r}: put the module into binventory.models and name it binventory.models.FILE:NAME"
         )
     try:
         importlib.import_module(module)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from binventory.data.loader import PADDING, Batch
+from binventory.distributed import all_gather_objects
 from binventory.errors import ConfigError
 from binventory.metrics.counting import CountingMetrics
 from binventory.models.backbones import frozen_to_eval
@@ -71,6 +72,11 @@ class BinCounter(pl.LightningModule):
 
     # Training
 
+    def on_train_start(self) -> None:
+        """Put frozen parts into eval mode, also where training goes on in the middle of an epoch."""
+        self.network.train()
+        frozen_to_eval(self.network)
+
     def on_train_epoch_start(self) -> None:
         """Put frozen parts into eval mode. Lightning itself only restores the modes that it found."""
         self.network.train()
@@ -91,21 +97,17 @@ class BinCounter(pl.LightningModule):
             self.train_accuracy.update((predicted == batch.target).float())
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """After the epoch's last step, log its mean loss and accuracy over all ranks.
-
-        Not in `on_train_epoch_end`: callbacks that read the epoch's figures come before the module there.
-        """
-        if self.trainer.is_last_batch:
-            figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
-            if not torch.isfinite(figures["train/loss"]):
-                raise DivergedError(
-                    f"train/loss is {float(figures['train/loss'])} in epoch {self.current_epoch + 1}:"
-                    " training diverged; lower optimizer.lr or set trainer.gradient_clip_val"
-                )
-            self.log_dict(figures, on_step=False, on_epoch=True)
-            self.train_loss.reset()
-            self.train_accuracy.reset()
+    def log_train_figures(self) -> None:
+        """Log the epoch's mean loss and accuracy over all ranks; called at its end, before the figures are read."""
+        figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
+        if not torch.isfinite(figures["train/loss"]):
+            raise DivergedError(
+                f"train/loss is {float(figures['train/loss'])} in epoch {self.current_epoch + 1}:"
+                " training diverged; lower optimizer.lr or set trainer.gradient_clip_val"
+            )
+        self.log_dict(figures, on_step=False, on_epoch=True)
+        self.train_loss.reset()
+        self.train_accuracy.reset()
 
     # Evaluation
 
@@ -161,5 +163,22 @@ class BinCounter(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put what the weights mean beside them, and the validation figures they had."""
-        checkpoint[CHECKPOINT_KEY] = {**self.description, "val": self.last_val}
+        """Put what the weights mean beside them, the last validation figures, and every rank's sums of the epoch."""
+        own = checkpoint.setdefault(CHECKPOINT_KEY, {})
+        sums = [[float(metric.mean_value), float(metric.weight)] for metric in self._epoch_means()]
+        own.update(self.description, val=self.last_val, epoch_sums=all_gather_objects(sums))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the figures up again. Sums are this rank's own: added up in another order they would round otherwise."""
+        own = checkpoint[CHECKPOINT_KEY]
+        self.last_val = own["val"]
+        if len(own["epoch_sums"]) != self.trainer.world_size:
+            return  # another number of devices: the epoch starts over
+        for metric, (value, weight) in zip(
+            self._epoch_means(), own["epoch_sums"][self.trainer.global_rank], strict=True
+        ):
+            metric.update(0.0, weight=0.0)  # tells the metric that it has seen something
+            metric.mean_value, metric.weight = torch.tensor(value), torch.tensor(weight)
+
+    def _epoch_means(self) -> tuple[Any, Any]:
+        return self.train_loss, self.train_accuracy

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from binventory.config.capture import redact
+from binventory.config.targets import check_targets
 from binventory.data.preprocess import Preprocessing
-from binventory.errors import InputError, UserError
+from binventory.errors import ConfigError, InputError, UserError
 from binventory.files import write_bytes, write_json
 from binventory.models.backbones import make_backbone
 from binventory.models.network import BinNetwork
@@ -22,13 +27,19 @@ from binventory.objectives import make_objective, num_outputs
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "bundle.json"
+MAX_IMAGE_SIZE = 4096
+MAX_COUNT = 10**9
 
 
 def describe(config: Any, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return what a network's weights mean, as plain values: model, objective, counts and preprocessing."""
+    """Return what a network's weights mean, as plain values: model, objective, counts and preprocessing.
+
+    Secrets are redacted: it travels in checkpoints and bundles.
+    """
+    objective = OmegaConf.to_container(OmegaConf.create(config.objective), resolve=True)
     return {
         "model": {"name": config.model.name, "channels_last": config.model.channels_last},
-        "objective": {str(name): value for name, value in config.objective.items()},
+        "objective": redact(objective),
         "counts": list(config.data.counts),
         "preprocessing": preprocessing.to_dict(),
     }
@@ -104,50 +115,90 @@ def load_bundle(run: Path, accelerator: str = "cpu") -> Bundle:
     """
     folder = find_bundle(run)
     description = _read_description(folder)
+    weights = _read_weights(folder, description)
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     try:
-        return _build(folder, description, device)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return _build(folder, description, weights, device)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
             f"{folder / DESCRIPTION}: not a whole description ({reason}); copy the bundle again"
         ) from error
 
 
-def _build(folder: Path, description: dict[str, Any], device: torch.device) -> Bundle:
-    preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    counts, objective = [int(count) for count in description["counts"]], description["objective"]
-    if not str(objective["_target_"]).startswith("binventory.objectives."):
-        raise InputError(f"{folder / DESCRIPTION}: objective {objective['_target_']} is none of binventory's")
-    backbone = make_backbone(description["model"]["name"], "none", num_outputs(objective, counts))
-    network = BinNetwork(backbone, preprocessing, channels_last=description["model"]["channels_last"])
+def _build(folder: Path, description: dict[str, Any], weights: bytes, device: torch.device) -> Bundle:
+    where = str(folder / DESCRIPTION)
+    preprocessing = _preprocessing(description["preprocessing"])
+    counts, objective = _counts(description["counts"]), dict(description["objective"])
+    check_targets({"objective": objective}, where)
+    model = description["model"]
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
+        backbone = make_backbone(model["name"], "none", num_outputs(objective, counts))
+    except ConfigError as error:  # it speaks of a key of the config; here the file is what to look at
+        raise InputError(f"{where}: {error}") from error
+    network = BinNetwork(backbone, preprocessing, channels_last=bool(model["channels_last"]))
+    try:
+        network.load_state_dict(load(weights))
+    except (RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{folder / WEIGHTS}: not the weights of this bundle ({str(error).splitlines()[0]})"
+            f"{folder / WEIGHTS}: not the weights of this bundle ({str(error).splitlines()[0][:200]});"
+            " copy the whole bundle folder"
         ) from error
     network.eval().to(device)
     made: nn.Module = make_objective(objective, counts).to(device)
     return Bundle(network, made, counts, preprocessing, device, description)
 
 
+def _preprocessing(values: Any) -> Preprocessing:
+    """Read preprocessing of which every value is one that `Preprocessing` knows."""
+    made = Preprocessing.from_dict(values)
+    numbers = (*made.mean, *made.std)
+    known = (
+        type(made.image_size) is int
+        and 1 <= made.image_size <= MAX_IMAGE_SIZE
+        and made.resize in ("squash", "letterbox", "crop")
+        and made.interpolation in ("bilinear", "bicubic")
+        and len(made.mean) == len(made.std) == 3
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and all(number > 0 for number in made.std)
+    )
+    if not known:
+        raise ValueError(f"preprocessing {values}")
+    return made
+
+
+def _counts(values: Any) -> list[int]:
+    counts = list(values)
+    whole = all(type(count) is int and 0 <= count <= MAX_COUNT for count in counts)
+    if len(counts) < 2 or not whole or counts != sorted(set(counts)):
+        raise ValueError(f"counts {values}: need whole numbers from 0 up, in ascending order")
+    return counts
+
+
 def _read_description(folder: Path) -> dict[str, Any]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / DESCRIPTION}: cannot read this file ({error})") from error
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{folder / DESCRIPTION}: cannot read this file ({error}); copy the bundle again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(
             f"{folder / DESCRIPTION}: not a bundle of format {FORMAT}; train again or use the version that made it"
         )
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise InputError(f"{weights}: missing; copy the whole bundle folder")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != description.get("weights_sha256"):
-        raise InputError(
-            f"{weights}: its checksum differs from the one in {DESCRIPTION}; the copy is damaged, copy it again"
-        )
     return description
+
+
+def _read_weights(folder: Path, description: dict[str, Any]) -> bytes:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path}: missing; copy the whole bundle folder")
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from error
+    if hashlib.sha256(weights).hexdigest() != description.get("weights_sha256"):
+        raise InputError(
+            f"{path}: its checksum differs from the one in {DESCRIPTION}; the copy is damaged, copy it again"
+        )
+    return weights

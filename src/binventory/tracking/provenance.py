@@ -59,7 +59,10 @@ def _git() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> bytes | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False, timeout=20)
+            done = subprocess.run(  # noqa: S603  our own arguments
+                ["git", *arguments],  # noqa: S607  the user's own git, wherever it lies
+                cwd=folder, capture_output=True, check=False, timeout=20,
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout if done.returncode == 0 else None

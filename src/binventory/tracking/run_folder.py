@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import secrets
+import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,9 @@ from binventory.errors import InputError
 from binventory.files import write_json
 
 State = Literal["queued", "running", "done", "failed", "preempted", "pruned"]
+
+LOCK, LOCK_TRIES = ".lock", 10
+RESERVE, RESERVE_BYTES = ".reserve", 64 * 1024  # a status with a traceback fits in
 
 
 def make_run_folder(parent: Path) -> Path:
@@ -66,35 +71,68 @@ class RunFolder:
         Raises:
             InputError: another process writes this folder; names its pid.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # What the last status needs is set aside while there is room.
+            (self.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written to ({error.strerror}); mend that or name another"
+            ) from error
+        for _ in range(LOCK_TRIES):
+            if _try_lock(lock):
+                break
+            time.sleep(0.02)  # somebody may only be looking
+        else:
             pid = os.read(lock, 32).decode().strip() or "unknown"
             os.close(lock)
-            raise InputError(f"{self.path}: process {pid} writes this run; wait for it or stop it") from None
+            raise InputError(f"{self.path}: process {pid} writes this run; wait for it or stop it")
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         self._lock = lock
+        _held.add(lock)
         return self
+
+    def writer(self) -> str | None:
+        """Return the pid of the process that writes this folder; None when none does."""
+        try:
+            lock = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return None if _try_lock(lock) else os.read(lock, 32).decode().strip() or "unknown"
+        finally:
+            os.close(lock)
 
     def close(self) -> None:
         """Give the lock back."""
         if self._lock is not None:
+            (self.path / RESERVE).unlink(missing_ok=True)
             os.close(self._lock)
+            _held.discard(self._lock)
             self._lock = None
 
     def read_state(self) -> State | None:
-        """Return the state that status.json gives; None before there is one."""
+        """Return the state that status.json gives; None before there is one.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = self.path / "status.json"
         try:
-            state: State = json.loads((self.path / "status.json").read_text())["state"]
+            state: State = json.loads(path.read_text())["state"]
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
         return state
 
     def write_status(self, state: State, *, exit_code: int | None = None, error: BaseException | None = None) -> None:
-        """Write `status.json`; `started` stays what the first call of this process saw."""
+        """Write `status.json`; `started` stays what the first call of this process saw.
+
+        On a full disk the room that `open` set aside is used. Where even that does not help, stderr says so.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if state == "running" or self._started is None:
             self._started = now
@@ -105,7 +143,39 @@ class RunFolder:
             "exit_code": exit_code,
             "error": None if error is None else _describe(error),
         }
-        write_json(self.path / "status.json", status)
+        try:
+            write_json(self.path / "status.json", status)
+        except OSError:
+            try:
+                (self.path / RESERVE).unlink(missing_ok=True)
+                write_json(self.path / "status.json", status)
+            except OSError as failed:
+                print(
+                    f"error: {self.path / 'status.json'}: {state} could not be written ({failed.strerror})",
+                    file=sys.stderr,
+                )
+
+
+# Locks of this process. A forked child, a loader's worker say, shares them: orphaned, it would hold the run's lock
+# after its parent was killed.
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    for lock in _held:
+        os.close(lock)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _describe(error: BaseException) -> dict[str, str]:

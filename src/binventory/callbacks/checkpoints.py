@@ -1,0 +1,200 @@
+"""When a run saves, when it stops, and where it goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from binventory.callbacks.checkpoint_file import BEST, LAST, VerifiedCheckpointIO, copy_checkpoint, read_checkpoint
+from binventory.callbacks.loop_position import Position, fit_loop_state
+from binventory.callbacks.stopping import StopRequest
+from binventory.config.schema import CheckpointConfig
+from binventory.launch.runner import Interrupted
+from binventory.models.module import CHECKPOINT_KEY
+
+log = logging.getLogger(__name__)
+
+
+class Best(NamedTuple):
+    """The best epoch so far, counted from 1, and what it reached."""
+
+    value: float
+    epoch: int
+
+
+class Checkpoints(Checkpoint):
+    """Writes last.ckpt and best.ckpt between optimizer steps, and leaves between steps when a signal came.
+
+    There are three points where a run may save: after an optimizer step (never inside an accumulation window), after
+    the last step of an epoch before its validation (only when the run stops there), and at the end of an epoch. All
+    ranks decide there together.
+
+    Args:
+        folder: `checkpoints` of the run folder.
+        every: when to save besides the end of training and a stop.
+        monitor: the metric that best.ckpt goes by; None: no best.ckpt.
+        mode: max or min: which way the metric is better.
+        facts: plain values that travel in every checkpoint under `binventory`.
+        restart_epoch: go on from the start of the epoch that a checkpoint lies in.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: CheckpointConfig,
+        monitor: str | None,
+        mode: str,
+        facts: dict[str, Any],
+        *,
+        restart_epoch: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.every = every
+        self.monitor = monitor
+        self.mode = mode
+        self.facts = facts
+        self.restart_epoch = restart_epoch
+        self.io = VerifiedCheckpointIO()
+        self.best: Best | None = None
+        self._stop = StopRequest()
+        self._position: Position | None = None  # what the next save stands for
+        self._resumed: Position | None = None
+        self._saved_at = 0.0
+        self._saved_step = 0
+        self._is_due = False
+
+    # When
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals, and go on in the middle of an epoch where the checkpoint lies there."""
+        self._stop.listen()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if self._resumed is None:
+            return
+        if self._resumed.batches == 0:
+            # Between two epochs Lightning's loops need not know that they were restarted.
+            trainer.fit_loop.restarting = False
+            trainer.fit_loop.epoch_loop.reset_restart_stage()
+        elif self._resumed.batches < self._resumed.num_batches or not trainer.enable_validation:
+            # Lightning itself forgets this where the schedule asked for the length of an epoch before.
+            loader: Any = trainer.train_dataloader
+            loader.load_state_dict({"batches": self._resumed.batches})
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and leave where that is asked for, if no accumulation window is open."""
+        is_last = trainer.is_last_batch
+        if not is_last and (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        is_due, signum = self._stop.agree(self._is_step_due(trainer), self._stop.signum)
+        if is_last and not signum:
+            self._is_due = bool(is_due)  # the end of the epoch is a few moments away
+        elif is_due or signum:
+            num_batches = int(trainer.num_training_batches)
+            self._save(trainer, Position(trainer.current_epoch, batch_idx + 1, num_batches, trainer.global_step))
+        if signum:
+            raise Interrupted(signum)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what is due, keep the best, and leave if a signal came."""
+        epoch = trainer.current_epoch + 1
+        is_end = trainer.should_stop or epoch == trainer.max_epochs
+        is_best = self._is_best(trainer)
+        every = self.every.every_n_epochs
+        is_due = self._is_due or is_end or is_best or (every is not None and epoch % every == 0)
+        (signum,) = self._stop.agree(self._stop.signum)
+        if is_due or signum:
+            num_batches = int(trainer.num_training_batches)
+            self._save(trainer, Position(epoch, 0, num_batches, trainer.global_step, trainer.should_stop))
+        if is_best and trainer.is_global_zero:
+            copy_checkpoint(self.folder / LAST, self.folder / BEST)
+        if signum:
+            raise Interrupted(signum)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back; one that came after the last look still counts."""
+        (signum,) = self._stop.agree(self._stop.signum)
+        self._stop.restore()
+        if signum:
+            raise Interrupted(signum)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._stop.restore()
+
+    def _is_step_due(self, trainer: pl.Trainer) -> int:
+        steps, minutes = self.every.every_n_steps, self.every.every_n_minutes
+        if steps is not None and trainer.global_step - self._saved_step >= steps:
+            return 1
+        # Clocks differ between ranks; the largest of their answers counts.
+        return int(minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        if self.monitor is None:
+            return False
+        value = float(trainer.callback_metrics[self.monitor])
+        best = self.best
+        is_better = best is None or (value > best.value if self.mode == "max" else value < best.value)
+        if is_better:
+            self.best = Best(value, trainer.current_epoch + 1)
+        return is_better
+
+    # What
+
+    def _save(self, trainer: pl.Trainer, position: Position) -> None:
+        self._position = position
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self._saved_at, self._saved_step, self._is_due = time.monotonic(), trainer.global_step, False
+        (failed,) = self._stop.agree(int(self.io.error is not None))
+        if failed:
+            raise self.io.error or OSError("rank 0 could not write a checkpoint")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put in where the run is and what it needs to go on."""
+        assert self._position is not None
+        checkpoint["loops"]["fit_loop"] = fit_loop_state(trainer, self._position)
+        own = checkpoint.setdefault(CHECKPOINT_KEY, {})
+        best = None if self.best is None else self.best._asdict()
+        own.update(self.facts, position=self._position._asdict(), best=best)
+
+    # Going on
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take up the position of a checkpoint."""
+        own = checkpoint[CHECKPOINT_KEY]
+        position = Position(**own["position"])
+        if self.restart_epoch:
+            position = position._replace(batches=0)
+            checkpoint["loops"]["fit_loop"] = fit_loop_state(trainer, position)
+        self._resumed = position
+        # Lightning clears this flag when fit begins, which was before.
+        trainer.should_stop = position.stopped
+        if self.monitor is not None and own["best"] is not None:
+            self.best = Best(**own["best"])
+            self._match_best(trainer, position)
+
+    def _match_best(self, trainer: pl.Trainer, position: Position) -> None:
+        """Bring best.ckpt and the resumed checkpoint together: a kill or damage may have come between the two files."""
+        assert self.best is not None
+        path = self.folder / BEST
+        if path.exists():
+            there = Best(**read_checkpoint(path)[CHECKPOINT_KEY]["best"])
+            if there.epoch >= self.best.epoch:
+                self.best = there  # later where the newest checkpoint was damaged: its epoch is about to be done again
+                return
+        if position.epoch == self.best.epoch and position.batches == 0:
+            if trainer.is_global_zero:
+                copy_checkpoint(Path(str(trainer.ckpt_path)), path)
+        else:
+            log.warning("%s of epoch %d is missing: the best of the epochs to come is taken", path, self.best.epoch)
+            self.best = None

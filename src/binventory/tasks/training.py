@@ -1,0 +1,132 @@
+"""The Lightning Trainer of a run and its callbacks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+
+from binventory.callbacks.checkpoint_file import read_checkpoint
+from binventory.callbacks.checkpoints import Checkpoints
+from binventory.callbacks.ema import Ema
+from binventory.callbacks.metrics_csv import MetricsCsv
+from binventory.callbacks.progress import ProgressReport
+from binventory.callbacks.train_figures import TrainFigures
+from binventory.config.capture import to_plain
+from binventory.config.schema import TrainConfig
+from binventory.data.datamodule import BinDataModule
+from binventory.errors import ConfigError
+from binventory.models.module import CHECKPOINT_KEY
+from binventory.tracking.loggers import make_loggers
+from binventory.tracking.resume import maths_of
+
+# Of these, more is better; of every other metric, less.
+MAXIMIZED = ("accuracy", "within_one")
+
+
+def make_callbacks(
+    config: TrainConfig, progress: ProgressReport, run_dir: Path, checkpoints: Checkpoints
+) -> list[Callback]:
+    """Return the callbacks of a run, in the order in which Lightning calls them; those that save come last."""
+    callbacks: list[Callback] = [TrainFigures(), progress, MetricsCsv(run_dir / "metrics.csv")]
+    asked = config.callbacks
+    if asked.ema.decay is not None:
+        callbacks.append(Ema(asked.ema.decay))
+    metric, patience = config.objective_metric, asked.early_stopping.patience_epochs
+    if metric is not None and patience is not None:
+        callbacks.append(EarlyStopping(metric, asked.early_stopping.min_delta, patience, mode=direction(metric)))
+    return [*callbacks, checkpoints]
+
+
+def make_checkpoints(config: TrainConfig, run_dir: Path, data_fingerprint: str, resumed: Path | None) -> Checkpoints:
+    """Return the callback that saves.
+
+    Raises:
+        ConfigError: the data are not those that the resumed run was trained on.
+    """
+    facts = {"data": data_fingerprint, "config": maths_of(to_plain(OmegaConf.create(cast(Any, config))))}
+    metric = config.objective_metric
+    return Checkpoints(
+        run_dir / "checkpoints",
+        config.callbacks.checkpoint,
+        metric,
+        direction(metric or ""),
+        facts,
+        restart_epoch=resumed is not None and _has_changed(resumed, facts, allowed=config.resume_changed),
+    )
+
+
+def _has_changed(resumed: Path, facts: dict[str, Any], *, allowed: bool) -> bool:
+    before = read_checkpoint(resumed)[CHECKPOINT_KEY]
+    for name, is_there in (("data", "the photos, their quantities or their split"), ("config", "the config")):
+        if before[name] != facts[name] and not allowed:
+            raise ConfigError(
+                f"resume={resumed.parent.parent}: {is_there} differ from those of {resumed.name}; bring them back, or"
+                " add resume_changed=true to go on from the start of its epoch all the same"
+            )
+    return any(before[name] != facts[name] for name in facts)
+
+
+def direction(metric: str) -> str:
+    """Return max or min: which way a metric is better."""
+    return "max" if metric.rsplit("/", maxsplit=1)[-1] in MAXIMIZED else "min"
+
+
+def make_trainer(
+    config: TrainConfig, run_dir: Path, callbacks: list[Callback], checkpoints: Checkpoints, data: BinDataModule
+) -> pl.Trainer:
+    """Build the Lightning Trainer that a config asks for."""
+    asked = config.trainer
+    return pl.Trainer(
+        max_epochs=asked.max_epochs,
+        accelerator=asked.accelerator,
+        devices=asked.devices,
+        num_nodes=asked.num_nodes,
+        strategy=asked.strategy,
+        precision=choose_precision(asked.precision, asked.accelerator),  # type: ignore[arg-type]
+        accumulate_grad_batches=asked.accumulate_grad_batches,
+        gradient_clip_val=asked.gradient_clip_val,
+        sync_batchnorm=asked.sync_batchnorm,
+        deterministic=asked.deterministic,
+        limit_train_batches=_batches(asked.limit_train_batches, data, "train"),
+        limit_val_batches=_batches(asked.limit_val_batches, data, "val"),
+        limit_test_batches=_batches(asked.limit_test_batches, data, "test"),
+        log_every_n_steps=asked.log_every_n_steps,
+        profiler=_profiler(asked.profiler, run_dir),
+        default_root_dir=run_dir,
+        logger=make_loggers(config, run_dir),
+        callbacks=callbacks,
+        plugins=[checkpoints.io],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our own sampler shares out global batches
+        enable_progress_bar=False,  # our own callback says where the run is
+        enable_model_summary=False,
+    )
+
+
+def choose_precision(precision: str, accelerator: str) -> str:
+    """Return the precision that `auto` stands for on this machine: bf16-mixed on a GPU that has it, else 32-true."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def _batches(limit: float | None, data: BinDataModule, split: str) -> int | None:
+    """Turn a share into a number of batches, at least one: Lightning refuses a share that comes to less."""
+    if limit is None:
+        return None
+    num_batches = math.ceil(len(data.bins(split).ids) / data.data.batch_size)
+    return int(limit) if limit >= 1 else max(1, int(limit * num_batches))
+
+
+def _profiler(name: str | None, run_dir: Path) -> Any:
+    from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
+
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+    return None if name is None else kinds[name](dirpath=run_dir, filename="profile")

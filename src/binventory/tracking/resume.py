@@ -1,0 +1,176 @@
+"""Which run a command goes on with, and what may differ from the command that started it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from binventory.config.capture import REDACTED, load_config, redact, to_plain
+from binventory.config.targets import check_overrides
+from binventory.errors import ConfigError, InputError
+from binventory.tracking.run_folder import RunFolder
+
+AUTO = "auto"
+FINAL_STATES = ("done", "pruned")
+
+# Two runs of one config are the same experiment whatever these say.
+OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "logger", "paths")
+
+# A run may go on under other values of these without being asked twice: no number it computes depends on them. Where
+# the photos lie is one of them because the checkpoint knows the data's fingerprint.
+HARMLESS = (
+    *OUTSIDE_FINGERPRINT, "check", "s3", "data.source", "data.num_workers", "callbacks.checkpoint",
+    "callbacks.progress", "trainer.log_every_n_steps", "trainer.profiler",
+)  # fmt: skip
+
+
+def find_run(task: str, config: dict[str, Any]) -> Path | None:
+    """Return the newest run of this task and config that is not done and that no process writes.
+
+    Args:
+        task: train, …
+        config: plain checked config; runs are looked for under its `paths.output_dir`.
+    """
+    root = Path(config["paths"]["output_dir"])
+    wanted = fingerprint(config)
+    found = [
+        path.parent
+        for pattern in (f"{task}/*/provenance.json", "sweeps/*/*/provenance.json")
+        for path in root.glob(pattern)
+    ]
+    runs = [(_started(folder), folder) for folder in found if _can_go_on(folder, task, wanted)]
+    return max(runs)[1] if runs else None
+
+
+def _can_go_on(folder: Path, task: str, wanted: dict[str, Any]) -> bool:
+    try:
+        saved = _read_config(folder)
+        return (
+            saved is not None
+            and fingerprint(saved) == wanted
+            and _task(folder) == task_path(task)
+            and RunFolder(folder).read_state() not in FINAL_STATES
+            and RunFolder(folder).writer() is None
+        )
+    except InputError as error:  # a run that cannot be read is none to go on with; the command still has its work to do
+        print(f"warning: resume=auto passes over {error}", file=sys.stderr, flush=True)
+        return False
+
+
+def fingerprint(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes two configs the same experiment, as flat plain values, secrets redacted."""
+    flat = _flat(redact(config))
+    return {key: value for key, value in flat.items() if not _is_below(key, OUTSIDE_FINGERPRINT)}
+
+
+def maths_of(config: dict[str, Any]) -> str:
+    """Return a hash of the values that decide what a run computes."""
+    flat = {key: value for key, value in _flat(redact(config)).items() if not _is_below(key, HARMLESS)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[str]:
+    """Return the command of a run again with what is added to it.
+
+    Raises:
+        InputError: no run folder of this task, or its command held a secret.
+    """
+    if not (run_dir / "provenance.json").is_file() or _task(run_dir) != task_path(task):
+        raise InputError(f"resume={run_dir}: not the run folder of a {task} run; name one, or take resume=auto")
+    said = _read_provenance(run_dir).get("overrides")
+    before = [line for line in said if isinstance(line, str)] if isinstance(said, list) else []
+    named = {_key(override) for override in added}
+    kept = [override for override in before if _key(override) not in {*named, "resume", "resume_changed"}]
+    if hidden := [override for override in kept if REDACTED in override]:
+        raise ConfigError(f"resume={run_dir}: {hidden[0]} was a secret and is not kept; give it again")
+    check_overrides(kept, str(run_dir / "provenance.json"))
+    return [*kept, *added]
+
+
+def check_unchanged(run_dir: Path, config: dict[str, Any], *, allowed: bool) -> bool:
+    """Say which values differ from those that a run was started with.
+
+    Args:
+        run_dir: the run folder.
+        config: plain checked config of the command that resumes it.
+        allowed: `resume_changed`.
+
+    Returns:
+        Whether anything that changes the maths differs.
+
+    Raises:
+        ConfigError: it does and it is not allowed.
+    """
+    saved = _read_config(run_dir)
+    if saved is None:
+        return False
+    before, now = _flat(redact(saved)), _flat(redact(config))
+    changed = [
+        f"{key}: {before.get(key, 'nothing')} -> {now.get(key, 'nothing')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _is_below(key, OUTSIDE_FINGERPRINT)
+    ]
+    maths = [line for line in changed if not _is_below(line.split(":", maxsplit=1)[0], HARMLESS)]
+    if maths and not allowed:
+        raise ConfigError(
+            f"resume={run_dir}: this would change what the run computes ({'; '.join(maths)});"
+            " drop the change, or add resume_changed=true to go on from the start of its epoch all the same"
+        )
+    if changed:
+        print(f"resume: changed since the run was started: {'; '.join(changed)}", file=sys.stderr, flush=True)
+    return bool(maths)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _is_below(key: str, parents: Sequence[str]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
+
+
+def _key(override: str) -> str:
+    return override.split("=", maxsplit=1)[0].lstrip("+~")
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the saved config of a run; None where a kill came before it was written."""
+    try:
+        return to_plain(load_config(folder / "config.yaml"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise InputError(f"{folder / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _read_provenance(folder: Path) -> dict[str, Any]:
+    try:
+        read = json.loads((folder / "provenance.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'provenance.json'}: cannot be read ({error})") from error
+    return read if isinstance(read, dict) else {}
+
+
+def task_path(task: str) -> str:
+    """Return what a job spec calls the task of train.py, predict.py, …"""
+    return f"binventory.tasks.{task}:run"
+
+
+def _task(folder: Path) -> str | None:
+    return _read_provenance(folder).get("task")
+
+
+def _started(folder: Path) -> str:
+    return str(_read_provenance(folder).get("started", ""))

@@ -86,7 +86,8 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
         exit_code = error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
         status("preempted", exit_code, error)
         if is_writer:
-            print(f"{error or 'stopped by SIGINT'}: {folder.path}", file=sys.stderr)
+            hint = f"; resume={folder.path} goes on with it" if "resume" in spec.config else ""
+            print(f"{error or 'stopped by SIGINT'}: {folder.path}{hint}", file=sys.stderr)
         return exit_code, None
     except OSError as error:
         status("failed", EXIT_FAILED, error)

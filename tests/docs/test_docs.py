@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -73,6 +74,8 @@ README_RUNS = [line for line in commands(README) if line.startswith(("python ", 
 def adapted(line: str, run: Path) -> tuple[str, list[str]]:
     """Return task and overrides of a README command, made small; the real data and hardware are replaced, nothing else."""
     words = shlex.split(line.replace("outputs/train/RUN", str(run)))
+    if f"resume={run}" in words:  # a resumed run keeps its own command, which is small
+        return "train", [word.replace("max_epochs=30", "max_epochs=3") for word in words[2:]]
     task = words[1].removesuffix(".py") if words[0] == "python" else words[1]
     overrides = words[2:]
     if task == "evaluate":
@@ -99,11 +102,16 @@ def test_readme_command(
     line: str,
     readers_folder: Path,
     trained: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(readers_folder)
-    task, overrides = adapted(line, trained)
+    run = trained
+    if "resume=outputs" in line:
+        run = Path(shutil.copytree(trained, tmp_path / "stopped"))
+        (run / "status.json").write_text(json.dumps({"state": "preempted"}))
+    task, overrides = adapted(line, run)
     if "--help" in overrides:
         overrides = ["--help"]
     expected = {"model=resent18": 2, "check=true": 0, "--help": 0}

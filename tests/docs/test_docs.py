@@ -110,7 +110,7 @@ def test_readme_command(
     run = trained
     if "resume=outputs" in line:
         run = Path(shutil.copytree(trained, tmp_path / "stopped"))
-        (run / "status.json").write_text(json.dumps({"state": "preempted"}))
+        (run / "status.json").write_text(json.dumps({"state": "preempted", "task": "binventory.tasks.train:run"}))
     task, overrides = adapted(line, run)
     if "--help" in overrides:
         overrides = ["--help"]

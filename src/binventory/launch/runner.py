@@ -50,7 +50,7 @@ def execute(spec: JobSpec) -> tuple[int, Any]:
         The exit code of the design's table, and what the task returned (None unless the code is 0).
     """
     is_writer = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-    folder = RunFolder(Path(spec.run_dir))
+    folder = RunFolder(Path(spec.run_dir), spec.task)
     try:
         if is_writer:
             folder.open()
@@ -112,7 +112,7 @@ def _write_provenance(spec: JobSpec, run_dir: Path) -> None:
         before = json.loads(path.read_text())
         earlier = [*before.pop("earlier_attempts", []), before]
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
-    facts = {"task": spec.task, "started": started, **provenance(spec.overrides)}
+    facts = {"started": started, **provenance(spec.overrides)}
     write_json(path, {**facts, "earlier_attempts": earlier} if earlier else facts)
 
 

@@ -40,11 +40,9 @@ def find_run(task: str, config: dict[str, Any]) -> Path | None:
     root = Path(config["paths"]["output_dir"])
     wanted = fingerprint(config)
     found = [
-        path.parent
-        for pattern in (f"{task}/*/provenance.json", "sweeps/*/*/provenance.json")
-        for path in root.glob(pattern)
+        path.parent for pattern in (f"{task}/*/config.yaml", "sweeps/*/*/config.yaml") for path in root.glob(pattern)
     ]
-    runs = [(_started(folder), folder) for folder in found if _can_go_on(folder, task, wanted)]
+    runs = [(str(_status(folder).get("started")), folder) for folder in found if _can_go_on(folder, task, wanted)]
     return max(runs)[1] if runs else None
 
 
@@ -54,8 +52,8 @@ def _can_go_on(folder: Path, task: str, wanted: dict[str, Any]) -> bool:
         return (
             saved is not None
             and fingerprint(saved) == wanted
-            and _task(folder) == task_path(task)
-            and RunFolder(folder).read_state() not in FINAL_STATES
+            and _status(folder).get("task") == task_path(task)
+            and _status(folder).get("state") not in FINAL_STATES
             and RunFolder(folder).writer() is None
         )
     except InputError as error:  # a run that cannot be read is none to go on with; the command still has its work to do
@@ -81,7 +79,7 @@ def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[
     Raises:
         InputError: no run folder of this task, or its command held a secret.
     """
-    if not (run_dir / "provenance.json").is_file() or _task(run_dir) != task_path(task):
+    if not (run_dir / "provenance.json").is_file() or _status(run_dir).get("task") != task_path(task):
         raise InputError(f"resume={run_dir}: not the run folder of a {task} run; name one, or take resume=auto")
     said = _read_provenance(run_dir).get("overrides")
     before = [line for line in said if isinstance(line, str)] if isinstance(said, list) else []
@@ -168,9 +166,5 @@ def task_path(task: str) -> str:
     return f"binventory.tasks.{task}:run"
 
 
-def _task(folder: Path) -> str | None:
-    return _read_provenance(folder).get("task")
-
-
-def _started(folder: Path) -> str:
-    return str(_read_provenance(folder).get("started", ""))
+def _status(folder: Path) -> dict[str, Any]:
+    return RunFolder(folder).read_status()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from binventory.errors import InputError
-from binventory.files import write_json
+from binventory.files import remove_leftovers, write_json
 
 State = Literal["queued", "running", "done", "failed", "preempted", "pruned"]
 
@@ -60,8 +60,9 @@ class RunFolder:
     Holds a lock on `.lock` from `open` until `close` or the end of the process, however that comes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, task: str | None = None) -> None:
         self.path = path
+        self._task = task
         self._lock: int | None = None
         self._started: str | None = None
 
@@ -92,6 +93,7 @@ class RunFolder:
         os.write(lock, f"{os.getpid()}\n".encode())
         self._lock = lock
         _held.add(lock)
+        remove_leftovers(self.path)
         return self
 
     def writer(self) -> str | None:
@@ -114,19 +116,26 @@ class RunFolder:
             self._lock = None
 
     def read_state(self) -> State | None:
-        """Return the state that status.json gives; None before there is one.
+        """Return the state that status.json gives; None before there is one. Raises as `read_status`."""
+        state: State | None = self.read_status().get("state")
+        return state
+
+    def read_status(self) -> dict[str, Any]:
+        """Return status.json; nothing before there is one.
 
         Raises:
             InputError: it is damaged.
         """
         path = self.path / "status.json"
         try:
-            state: State = json.loads(path.read_text())["state"]
+            status = json.loads(path.read_text())
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return {}
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
-        return state
+        if not isinstance(status, dict):
+            raise InputError(f"{path}: cannot be read (not a status)")
+        return status
 
     def write_status(self, state: State, *, exit_code: int | None = None, error: BaseException | None = None) -> None:
         """Write `status.json`; `started` stays what the first call of this process saw.
@@ -136,8 +145,11 @@ class RunFolder:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if state == "running" or self._started is None:
             self._started = now
+        if self._task is None:
+            self._task = self.read_status().get("task")
         status: dict[str, Any] = {
             "state": state,
+            "task": self._task,
             "started": self._started,
             "ended": None if state in ("queued", "running") else now,
             "exit_code": exit_code,

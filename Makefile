@@ -1,11 +1,12 @@
 # make demo: set up, train the default experiment, predict photos it has not seen
 # make test: set up, run the tests            make lint: format, lint, types
+# make audit: known vulnerabilities of what is installed; fails where that cannot be told
 PYTHON ?= python3
 BIN := .venv/bin
 # In this mode installed Hydra plugins and the configs are found from the checkout.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint audit format clean
 
 demo: .venv/.demo
 	$(BIN)/python train.py
@@ -19,6 +20,9 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: .venv/.dev
+	$(BIN)/python .ci/audit.py
 
 format: .venv/.dev
 	$(BIN)/ruff format .

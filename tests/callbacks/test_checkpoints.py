@@ -37,15 +37,17 @@ def test_by_epochs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_by_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = saved(
-        run, monkeypatch, "callbacks.checkpoint.every_n_epochs=null", "callbacks.checkpoint.every_n_steps=9"
-    )
+    places = saved(run, monkeypatch, "callbacks.checkpoint.every_n_epochs=null", "callbacks.checkpoint.every_n_steps=9")
     assert places == [(1, 3, 9), (3, 0, 18), (4, 0, 24)], "what falls on a last batch is written at the epoch's end"
 
 
 def test_never_inside_an_accumulation_window(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     places = saved(
-        run, monkeypatch, "trainer.accumulate_grad_batches=4", "callbacks.checkpoint.every_n_steps=1", "trainer.max_epochs=2"
+        run,
+        monkeypatch,
+        "trainer.accumulate_grad_batches=4",
+        "callbacks.checkpoint.every_n_steps=1",
+        "trainer.max_epochs=2",
     )
     assert places == [(0, 4, 1), (1, 0, 2), (1, 4, 3), (2, 0, 4)]
 

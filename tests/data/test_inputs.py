@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,7 +85,7 @@ def test_index_with_its_problems(tmp_path: Path) -> None:
     assert inputs(tmp_path / "index.parquet") == [
         InputPhoto("01000", tmp_path / "bin-images/01000.jpg", 3),
         InputPhoto("1000", None, None, "photo is empty"),
-        InputPhoto("5", None, 2, f"no photo at {tmp_path}/bin-images/gone.jpg"),
+        InputPhoto("5", None, 2, f"no photo at its path: {tmp_path}/bin-images/gone.jpg"),
     ]
 
 
@@ -94,7 +95,8 @@ def test_table_needs_no_quantity(tmp_path: Path) -> None:
     expected = [InputPhoto("b", tmp_path / "b.jpg"), InputPhoto("a", tmp_path / "a.jpg")]
     assert inputs(tmp_path / "t.csv") == expected
     (tmp_path / "t.csv").write_text("path,quantity\nb.jpg,many\na.jpg,\n")  # and a bad one is no reason not to predict
-    assert inputs(tmp_path / "t.csv") == expected
+    problem = "quantity is no whole number from 0 up: 'many'"
+    assert inputs(tmp_path / "t.csv") == [replace(expected[0], quantity_problem=problem), expected[1]]
 
 
 @pytest.mark.parametrize(

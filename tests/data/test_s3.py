@@ -291,17 +291,6 @@ def test_keys_cannot_leave_the_folder(key: str) -> None:
     assert target_of("b", key, s3_config("http://a"), "data") is None
 
 
-def test_hostile_listing_is_refused_by_name(s3_faults: FaultProxy, tmp_path: Path) -> None:
-    s3_faults.faults[f"/{BUCKET}/file_list.json"] = ["404 NoSuchKey"]
-    s3_faults.answers[f"/{BUCKET}"] = (
-        b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>bin-images/a\\..\\evil.jpg</Key>"
-        b"<Size>3</Size></Contents></ListBucketResult>"
-    )
-    with pytest.raises(InputError, match=r"evil' cannot be a bin id"):
-        fetch(s3_config(s3_faults.url), tmp_path / "data")
-    assert files_below(tmp_path) == []
-
-
 @pytest.mark.parametrize(
     ("location", "fault", "message"),
     [

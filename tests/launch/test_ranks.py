@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.test_runner import HERE, RANKS, start, status, wait_for, write_spec
+from tests.launch.test_runner import PYTHONPATH, RANKS, start, status, wait_for, write_spec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
 
@@ -59,7 +59,7 @@ def test_a_rank_whose_parent_was_gone_before_it_looked_does_nothing(tmp_path: Pa
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     environment = {
-        **os.environ, "PYTHONPATH": str(HERE), "BINVENTORY_ALLOW_TARGETS": "jobs.", "BINVENTORY_JOB_SECRETS": '{"token": "x"}',
+        **os.environ, "PYTHONPATH": PYTHONPATH, "BINVENTORY_ALLOW_TARGETS": "jobs.", "BINVENTORY_JOB_SECRETS": '{"token": "x"}',
         "BINVENTORY_PARENT_PID": str(done.pid),
     }  # fmt: skip
     command = [sys.executable, "-m", "binventory.launch", str(spec)]
@@ -77,7 +77,7 @@ def test_what_the_parent_trusts_its_ranks_trust_and_the_file_holds_no_secret(tmp
     )
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     environment.pop("BINVENTORY_ALLOW_TARGETS", None)
     done = subprocess.run(
         [sys.executable, "-c", program, str(run_dir)], env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -104,7 +104,7 @@ def test_ranks_import_nothing_from_the_working_directory(tmp_path: Path) -> None
     for name in ("omegaconf", "mine", "json"):
         (tmp_path / "sent" / f"{name}.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()\n")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], cwd=tmp_path / "sent", env={**os.environ, "PYTHONPATH": str(HERE)},
+        [sys.executable, str(script), str(tmp_path)], cwd=tmp_path / "sent", env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

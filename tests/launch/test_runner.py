@@ -16,6 +16,7 @@ import pytest
 from binventory.launch.spec import JobSpec
 
 HERE = Path(__file__).resolve().parent
+PYTHONPATH = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # jobs.py
 
 
 def write_spec(tmp_path: Path, task: str, **config: Any) -> Path:
@@ -29,7 +30,7 @@ def write_spec(tmp_path: Path, task: str, **config: Any) -> Path:
 def start(spec: Path, *code: str) -> subprocess.Popen[str]:
     command = [sys.executable, *(code or ("-m", "binventory.launch")), str(spec)]
     given = {"BINVENTORY_ALLOW_TARGETS": "jobs.", "BINVENTORY_JOB_SECRETS": '{"token": "hush"}'}
-    environment = {**os.environ, "PYTHONPATH": str(HERE), **given}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **given}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from binventory.callbacks.checkpoint_file import BEST, LAST, VerifiedCheckpointIO, copy_checkpoint, read_checkpoint
+from binventory.callbacks.checkpoint_file import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    VerifiedCheckpointIO,
+    copy_checkpoint,
+    find_damage,
+    read_checkpoint,
+)
 from binventory.callbacks.loop_position import Position, fit_loop_state
 from binventory.callbacks.stopping import StopRequest
 from binventory.config.schema import CheckpointConfig
@@ -179,6 +187,9 @@ class Checkpoints(Checkpoint):
         self._resumed = position
         # Lightning clears this flag when fit begins, which was before.
         trainer.should_stop = position.stopped
+        if trainer.is_global_zero and Path(str(trainer.ckpt_path)).name == PREVIOUS:
+            # The next save keeps what is last.ckpt now as previous.ckpt: that must not be the damaged one.
+            copy_checkpoint(self.folder / PREVIOUS, self.folder / LAST)
         if self.monitor is not None and own["best"] is not None:
             self.best = Best(**own["best"])
             self._match_best(trainer, position)
@@ -187,7 +198,7 @@ class Checkpoints(Checkpoint):
         """Bring best.ckpt and the resumed checkpoint together: a kill or damage may have come between the two files."""
         assert self.best is not None
         path = self.folder / BEST
-        if path.exists():
+        if path.exists() and find_damage(path) is None:
             there = Best(**read_checkpoint(path)[CHECKPOINT_KEY]["best"])
             if there.epoch >= self.best.epoch:
                 self.best = there  # later where the newest checkpoint was damaged: its epoch is about to be done again
@@ -196,5 +207,6 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 copy_checkpoint(Path(str(trainer.ckpt_path)), path)
         else:
-            log.warning("%s of epoch %d is missing: the best of the epochs to come is taken", path, self.best.epoch)
+            said = "%s of epoch %d is missing or damaged: the best of the epochs to come is taken"
+            log.warning(said, path, self.best.epoch)
             self.best = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import stat
+import re
 import struct
 from io import BytesIO
 from pathlib import Path, PurePath
@@ -13,13 +13,18 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited
+from binventory.data.text import printable
 from binventory.errors import InputError
 
-MAX_PIXELS = 100_000_000  # a photo of this size takes 300 MB as RGB
-MAX_PHOTO_BYTES = 64 * 2**20
+MAX_PIXELS = 100_000_000  # a photo of this size takes 400 MB as RGB
+MAX_SIDE = 20_000  # resizing takes memory by the longer side, however narrow the photo
+MAX_SCANS = 100  # of a progressive JPEG; usual are 10, and 60 bytes more make libjpeg pass over all pixels once more
 
 JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n"
+JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # those left out stand alone, within pixel data
+START_OF_SCAN, END_OF_IMAGE, FIRST_SEGMENT = 0xDA, 0xD9, 0xC0
 SUFFIX_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 # What Pillow's decoders raise on damaged files: OSError where pixel data ends early, the others on broken headers
@@ -30,9 +35,9 @@ class PhotoError(InputError):
     """A photo that cannot be used. `reason` is the part of the message that does not repeat the file's name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
         self.name = name
-        self.reason = reason
+        self.reason = printable(reason)
+        super().__init__(f"{printable(name)}: {self.reason}")
 
 
 def read_photo(path: Path) -> bytes:
@@ -42,15 +47,9 @@ def read_photo(path: Path) -> bytes:
         PhotoError: the file cannot be read, is no regular file (a pipe would block for ever) or is over 64 MiB.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PhotoError(str(path), "not a regular file")
-        if status.st_size > MAX_PHOTO_BYTES:
-            size = f"{status.st_size / 2**20:.0f} MiB, at most {MAX_PHOTO_BYTES // 2**20} MiB are read"
-            raise PhotoError(str(path), f"file too large: {size}")
-        return path.read_bytes()
-    except OSError as error:
-        raise PhotoError(str(path), f"cannot be read: {error.strerror or error}") from error
+        return read_limited(path, MAX_PHOTO_BYTES)
+    except UnreadableError as error:
+        raise PhotoError(str(path), f"file {error}") from error
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
@@ -66,10 +65,12 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
         A loaded image of mode RGB.
 
     Raises:
-        PhotoError: empty, neither JPEG nor PNG, another format than the name says, animated, over 100 megapixels, or
-            truncated or corrupt anywhere.
+        PhotoError: empty, neither JPEG nor PNG, another format than the name says, animated, over 100 megapixels or
+            20,000 pixels on a side, a JPEG of over 100 scans, or truncated or corrupt anywhere that can be noticed.
     """
     content = _content_format(data, name)
+    if content == "JPEG":
+        _check_markers(data, name)
     try:
         # Not Image.open: it would warn or raise about large photos by limits of its own, before ours are asked.
         image: ImageFile = JpegImageFile(BytesIO(data)) if content == "JPEG" else PngImageFile(BytesIO(data))
@@ -98,10 +99,28 @@ def _content_format(data: bytes, name: str) -> str:
     return content
 
 
+def _check_markers(data: bytes, name: str) -> None:
+    """Refuse what libjpeg would take: a file whose end is missing or zero, and one that it would decode for hours."""
+    position, num_scans = len(JPEG_START) - 1, 0
+    while (marker := JPEG_MARKER.search(data, position)) is not None:
+        kind, position = marker[0][1], marker.end()
+        if kind == END_OF_IMAGE:
+            return
+        if kind < FIRST_SEGMENT:
+            raise PhotoError(name, f"truncated or corrupt: no marker is 0x{kind:02X}")
+        if kind == START_OF_SCAN:
+            num_scans += 1
+            if num_scans > MAX_SCANS:
+                raise PhotoError(name, f"too many scans: at most {MAX_SCANS}")
+        position += int.from_bytes(data[position : position + 2])  # the length of what belongs to the marker
+    raise PhotoError(name, "truncated or corrupt: no end of image")
+
+
 def _check_header(image: ImageFile, name: str) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise PhotoError(name, f"too many pixels: {width}x{height}, at most {MAX_PIXELS // 10**6} megapixels")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        limits = f"at most {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} on a side"
+        raise PhotoError(name, f"too many pixels: {width}x{height}, {limits}")
     if getattr(image, "is_animated", False):
         raise PhotoError(name, "animated: a photo has one frame")
 
@@ -110,8 +129,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        opaque = Image.new("RGB", layer.size, "white")
+        opaque.paste(layer, mask=layer)
+        return opaque
     return image.convert("RGB")

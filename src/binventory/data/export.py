@@ -8,10 +8,10 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from binventory.data.prepare import PreparedBins
 from binventory.data.progress import track
+from binventory.data.reading import stamp_of
 from binventory.data.splits import TEST, TRAIN
 from binventory.errors import ConfigError, InputError
 from binventory.files import atomic_path
@@ -74,7 +74,7 @@ def _part_of(row: dict[str, Any]) -> str:
 
 def _file_of(row: dict[str, Any]) -> str:
     suffix = Path(row["path"]).suffix.lower()
-    return f"{_part_of(row)}/{row['quantity']}/{quote(row['id'], safe='')}{suffix}"
+    return f"{_part_of(row)}/{row['quantity']}/{row['id']}{suffix}"
 
 
 def _place(row: dict[str, Any], target: Path) -> None:
@@ -83,13 +83,13 @@ def _place(row: dict[str, Any], target: Path) -> None:
         status = photo.stat()
     except OSError as error:
         raise InputError(f"{photo}: {error.strerror}; the source changed since it was read, prepare again") from error
-    if (status.st_size, status.st_mtime_ns) != (row["bytes"], row["mtime_ns"]):
+    if stamp_of(status) != (row["bytes"], row["mtime_ns"]):
         raise InputError(f"{photo}: changed since it was read; prepare again")
     if target.exists():  # always whole: links and renames are atomic
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(photo, target)
+        os.link(photo.resolve(), target)  # of a symbolic link the file, not the link: it may be a relative one
     except OSError:  # another file system, or one without links
         with atomic_path(target) as temporary:
             shutil.copyfile(photo, temporary)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins, utf8
+from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.splits import sibling_groups
+from binventory.data.text import printable, utf8
 from binventory.errors import InputError
 
 INDEX_SCHEMA = pa.schema(
@@ -21,7 +22,7 @@ INDEX_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
-        ("item_count", pa.int32()),  # sum of the item quantities
+        ("item_count", pa.int64()),  # sum of the item quantities, each of which may be a million
         ("distinct_asins", pa.int32()),
         ("group", pa.string()),  # bins of one group are never parted by split=grouped
         ("split", pa.string()),  # train, val, test; null: in none
@@ -92,7 +93,7 @@ def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:
 def _problem(files: BinFiles, scanned: Row) -> str | None:
     problem: str | None = scanned["photo_problem"]
     if files.problem is not None:
-        return utf8(files.problem)
+        return printable(files.problem)
     if files.photo is None:
         return "photo is missing"
     if utf8(str(files.photo)) != str(files.photo):

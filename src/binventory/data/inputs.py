@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +16,8 @@ from binventory.data.sources.bucket import is_bucket_layout, list_bins, mirror_b
 from binventory.data.sources.photo_tree import PhotoFile, count_of, fetch_uris, ids_of, is_photo, list_photos
 from binventory.data.sources.s3 import S3Connection, is_s3, naming, split_uri
 from binventory.data.sources.table import TABLE_SUFFIXES, photos_of, read_rows
+from binventory.data.summary import reason_lines, reason_of
+from binventory.data.text import id_of_name
 from binventory.errors import InputError
 
 
@@ -26,12 +30,14 @@ class InputPhoto:
         path: the file on this machine; None when there is an `error` instead.
         quantity: the recorded quantity where the input states one that can be read.
         error: why there is no file.
+        quantity_problem: why a quantity is recorded that cannot be used; the photo can be predicted without it.
     """
 
     id: str
     path: Path | None
     quantity: int | None = None
     error: str | None = None
+    quantity_problem: str | None = None
 
 
 def list_inputs(location: str, s3: S3Config, data_dir: str | Path, key: str = "input") -> list[InputPhoto]:
@@ -53,6 +59,16 @@ def list_inputs(location: str, s3: S3Config, data_dir: str | Path, key: str = "i
     return photos
 
 
+def record_warnings(photos: Sequence[InputPhoto]) -> list[str]:
+    """Return lines that say which recorded quantities cannot be used and why; none where all can."""
+    unusable: dict[str, list[str]] = defaultdict(list)
+    for photo in photos:
+        if photo.quantity_problem is not None:
+            unusable[reason_of(photo.quantity_problem)].append(photo.id)
+    number = sum(map(len, unusable.values()))
+    return [f"warning: {number:,} recorded quantities cannot be used", *reason_lines(unusable)] if unusable else []
+
+
 def _local(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto]:
     path = Path(location)
     if path.is_dir():
@@ -60,7 +76,7 @@ def _local(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto
             return _bins(list_bins(path))
         return _photos(list_photos(location, s3, data_dir))
     if path.exists():
-        return [InputPhoto(path.stem, path)]
+        return [InputPhoto(id_of_name(path.stem)[0], path)]
     if glob.has_magic(location):
         found = [Path(name) for name in glob.glob(str(path), recursive=True) if is_photo(name)]  # noqa: PTH207
         return _photos([PhotoFile(match.as_posix(), match) for match in found if not match.is_dir()], trees=False)
@@ -72,7 +88,7 @@ def _remote(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhot
         photo = fetch_uris([location], s3, data_dir, location)[location]
         if photo.path is None:
             raise InputError(photo.error or location)
-        return [InputPhoto(photo.path.stem, photo.path)]
+        return [InputPhoto(id_of_name(photo.path.stem)[0], photo.path)]
     bucket, prefix = split_uri(location)
     layout = f"{prefix}/bin-images".lstrip("/")
     if any(S3Connection(s3).list_objects(bucket, layout, recursive=False, page_keys=1)):
@@ -84,31 +100,33 @@ def _table(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto
     rows = read_rows(location, s3)
     photos = photos_of(rows, s3, data_dir, location)
     return [
-        InputPhoto(row.id, path, row.quantity, problem if path is None else None)
+        InputPhoto(row.id, None, row.quantity, problem)
+        if path is None
+        else InputPhoto(row.id, path, row.quantity, None, problem if row.quantity is None else None)
         for row, (path, problem) in zip(rows, photos, strict=True)
     ]
 
 
 def _bins(bins: dict[str, BinFiles]) -> list[InputPhoto]:
     with_photo = [found for found in bins.values() if found.photo is not None or found.problem is not None]
-    return [
-        InputPhoto(found.id, found.photo, _recorded_quantity(found.metadata), None if found.photo else found.problem)
-        for found in sorted(with_photo, key=lambda found: _natural(found.id))
-    ]
+    return [_bin(found) for found in sorted(with_photo, key=lambda found: _natural(found.id))]
 
 
-def _recorded_quantity(metadata: Path | None) -> int | None:
+def _bin(found: BinFiles) -> InputPhoto:
+    error = found.problem if found.photo is None else None
+    if found.metadata is None:
+        return InputPhoto(found.id, found.photo, None, error)
     try:
-        return None if metadata is None else read_metadata(metadata).quantity
-    except MetadataError:
-        return None  # the photo can be predicted without it
+        return InputPhoto(found.id, found.photo, read_metadata(found.metadata).quantity, error)
+    except MetadataError as unusable:
+        return InputPhoto(found.id, found.photo, None, error, unusable.reason)
 
 
 def _photos(photos: list[PhotoFile], trees: bool = True) -> list[InputPhoto]:
     ordered = sorted(photos, key=lambda photo: _natural(photo.name))
     counts = [count_of(photo.name) if trees else None for photo in ordered]
     is_tree = None not in counts
-    ids = ids_of([photo.name for photo in ordered])
+    ids = [id_of_name(made)[0] for made in ids_of([photo.name for photo in ordered])]
     return [
         InputPhoto(photo_id, photo.path, count if is_tree else None, photo.error)
         for photo_id, photo, count in zip(ids, ordered, counts, strict=True)

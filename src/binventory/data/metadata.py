@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from binventory.data.reading import UnreadableError, read_limited
+from binventory.data.text import brief, printable, utf8
 from binventory.errors import InputError
 
 MAX_METADATA_BYTES = 4 * 2**20  # the largest of the public bucket are some 100 KB
 MAX_QUANTITY = 1_000_000
+MAX_SHOWN_CHARS = 60  # of a name in a flag
+MAX_FLAGS = 5  # of one file; they are for people to read
 
 INCHES = {"in": 1.0, "inch": 1.0, "inches": 1.0, "cm": 1 / 2.54, "centimeters": 1 / 2.54, "mm": 1 / 25.4}
 POUNDS = {
@@ -34,9 +37,9 @@ class MetadataError(InputError):
     """A metadata file without a usable quantity. `reason` is the message without the file's name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
         self.name = name
-        self.reason = reason
+        self.reason = printable(reason)
+        super().__init__(f"{printable(name)}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class BinMetadata:
     Attributes:
         quantity: EXPECTED_QUANTITY, the label.
         items: the item list. It gives the label away: for exploring and splitting, never a model input.
-        flags: faults of the item list that leave the label usable.
+        flags: faults of the item list that leave the label usable; the first few of many.
     """
 
     quantity: int
@@ -83,12 +86,13 @@ def read_metadata(path: Path) -> BinMetadata:
         raise MetadataError(name, "metadata has no EXPECTED_QUANTITY")
     quantity = _quantity(document["EXPECTED_QUANTITY"])
     if quantity is None:
-        found = repr(document["EXPECTED_QUANTITY"])[:40]
+        found = brief(document["EXPECTED_QUANTITY"])
         raise MetadataError(name, f"EXPECTED_QUANTITY is no whole number from 0 to {MAX_QUANTITY}: {found}")
     if "EXPECTED_QUANTITY" in repeated:
         raise MetadataError(name, "EXPECTED_QUANTITY stands twice")
     items, flags = _read_items(document.get("BIN_FCSKU_DATA"))
-    flags.extend(f"key stands twice: {_text(key)}" for key in sorted(repeated))
+    flags.extend(f"key stands twice: {printable(key, MAX_SHOWN_CHARS)}" for key in sorted(repeated))
+    flags = flags if len(flags) <= MAX_FLAGS else [*flags[:MAX_FLAGS], f"{len(flags) - MAX_FLAGS} more faults"]
     total = sum(item.quantity or 0 for item in items)
     if total != quantity:
         flags.append(f"item quantities sum to {total}, EXPECTED_QUANTITY is {quantity}")
@@ -97,16 +101,9 @@ def read_metadata(path: Path) -> BinMetadata:
 
 def _read(path: Path) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise MetadataError(str(path), "metadata is not a regular file")
-        if status.st_size > MAX_METADATA_BYTES:
-            raise MetadataError(
-                str(path), f"metadata file too large: {status.st_size} bytes, at most {MAX_METADATA_BYTES}"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise MetadataError(str(path), f"metadata cannot be read: {error.strerror or error}") from error
+        return read_limited(path, MAX_METADATA_BYTES)
+    except UnreadableError as error:
+        raise MetadataError(str(path), f"metadata file {error}") from error
 
 
 def _parse(data: bytes, name: str, repeated: set[str]) -> object:
@@ -134,18 +131,17 @@ def _read_items(listing: object) -> tuple[tuple[Item, ...], list[str]]:
         return (), ["no item list: BIN_FCSKU_DATA is missing or no JSON object"]
     items, flags = [], []
     for key, entry in listing.items():
-        asin = _text(key)
         if not isinstance(entry, Mapping):
-            flags.append(f"item is no JSON object: {asin}")
+            flags.append(f"item is no JSON object: {printable(key, MAX_SHOWN_CHARS)}")
             continue
         quantity = _quantity(entry.get("quantity"))
         if quantity is None:
-            flags.append(f"item without a usable quantity: {asin}")
+            flags.append(f"item without a usable quantity: {printable(key, MAX_SHOWN_CHARS)}")
         title = entry.get("name")
         items.append(
             Item(
-                asin=asin,
-                name=_text(title) if isinstance(title, str) else None,
+                asin=utf8(key),
+                name=utf8(title) if isinstance(title, str) else None,
                 quantity=quantity,
                 height_in=_measure(entry.get("height"), INCHES),
                 length_in=_measure(entry.get("length"), INCHES),
@@ -173,8 +169,3 @@ def _measure(entry: object, units: Mapping[str, float]) -> float | None:
     except OverflowError:  # an int beyond what a float holds
         return None
     return measure if math.isfinite(measure) and measure >= 0 else None
-
-
-def _text(value: str) -> str:
-    # JSON may hold half a surrogate pair, which no UTF-8 file can
-    return value.encode("utf-8", "replace").decode()

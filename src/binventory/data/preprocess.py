@@ -16,6 +16,8 @@ from binventory.data.decode import decode_rgb
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_CROP_RATIO = 4  # of a photo's sides where resize=crop
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -66,6 +68,8 @@ class Preprocessing:
         side, resample = self.image_size, _FILTERS[self.interpolation]
         if self.resize == "squash":
             return image if image.size == (side, side) else image.resize((side, side), resample)
+        if self.resize == "crop":
+            image = _without_far_ends(image)
         choose = max if self.resize == "letterbox" else min
         scale = side / choose(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)
@@ -73,6 +77,16 @@ class Preprocessing:
         canvas = Image.new("RGB", (side, side), tuple(round(255 * value) for value in self.mean))
         canvas.paste(scaled, ((side - width) // 2, (side - height) // 2))
         return canvas
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Cut a very long photo to its middle: scaled as a whole by its short side it would take any amount of memory."""
+    longest = MAX_CROP_RATIO * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = (min(length, longest) for length in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 class Normalize(nn.Module):

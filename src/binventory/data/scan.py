@@ -18,7 +18,9 @@ from PIL import Image
 from binventory.data.decode import PhotoError, decode_rgb, read_photo
 from binventory.data.metadata import MetadataError, read_metadata
 from binventory.data.progress import track
+from binventory.data.reading import stamp_of
 from binventory.data.sources.base import BinFiles
+from binventory.data.text import utf8
 from binventory.files import atomic_path
 
 Row = dict[str, Any]
@@ -45,13 +47,18 @@ SCAN_SCHEMA = pa.schema(
         ("metadata", pa.string()),
         ("metadata_bytes", pa.int64()),
         ("metadata_mtime_ns", pa.int64()),
+        ("metadata_ctime_ns", pa.int64()),
         ("metadata_problem", pa.string()),
         ("quantity", pa.int32()),
         ("items", pa.list_(pa.struct(ITEM_FIELDS))),
         ("flags", pa.list_(pa.string())),
     ]
 )
-STAMP = ("photo", "photo_bytes", "photo_mtime_ns", "metadata", "metadata_bytes", "metadata_mtime_ns")
+# Of metadata also the time that no program can set back: a 2 put for a 1 keeps the size, and archives restore times.
+STAMP = (
+    *("photo", "photo_bytes", "photo_mtime_ns"),
+    *("metadata", "metadata_bytes", "metadata_mtime_ns", "metadata_ctime_ns"),
+)
 BATCH = 2048  # bins handed to the threads at a time: half a million futures would take more memory than the rows
 
 
@@ -87,7 +94,11 @@ def load_scan(cache: Path) -> list[Row]:
         return []
     if hashlib.sha256(data).hexdigest() != checksum:
         return []
-    table = pq.read_table(pa.BufferReader(data))
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        table.validate(full=True)
+    except (pa.ArrowException, OSError):  # put there together with its checksum
+        return []
     return table.to_pylist() if table.schema.equals(SCAN_SCHEMA) else []
 
 
@@ -152,20 +163,19 @@ def _metadata_facts(path: Path) -> Row:
 def _stamp_row(files: BinFiles) -> Row:
     row: Row = {}
     for kind, path in (("photo", files.photo), ("metadata", files.metadata)):
-        size_bytes, mtime_ns = _size_and_time(path)
-        name = None if path is None else utf8(str(path.absolute()))
-        row |= {kind: name, f"{kind}_bytes": size_bytes, f"{kind}_mtime_ns": mtime_ns}
+        status = _status(path)
+        row[kind] = None if path is None else utf8(str(path.absolute()))
+        row[f"{kind}_bytes"], row[f"{kind}_mtime_ns"] = (None, None) if status is None else stamp_of(status)
+        if kind == "metadata":
+            row["metadata_ctime_ns"] = None if status is None else status.st_ctime_ns
     return row
 
 
-def _size_and_time(path: Path | None) -> tuple[int | None, int | None]:
-    if path is None:
-        return None, None
+def _status(path: Path | None) -> os.stat_result | None:
     try:
-        status = path.stat()
-    except OSError:
-        return None, None
-    return status.st_size, status.st_mtime_ns
+        return None if path is None else path.stat()
+    except (OSError, ValueError):  # ValueError: a path with a NUL
+        return None
 
 
 def _stamp_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -174,8 +184,3 @@ def _stamp_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _checksum_path(cache: Path) -> Path:
     return cache.with_name(cache.name + ".sha256")
-
-
-def utf8(text: str) -> str:
-    """Return text that Parquet can hold: file names may contain bytes that are no UTF-8."""
-    return text.encode("utf-8", "replace").decode()

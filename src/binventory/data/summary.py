@@ -12,6 +12,7 @@ import pyarrow as pa
 from binventory.data.splits import SPLITS
 
 NUM_EXAMPLES = 3
+NUM_REASONS = 10
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,8 @@ class Summary:
         return [*lines, *self.bad_lines(), *self._noted_lines(), *(f"warning: {text}" for text in self.warnings)]
 
     def bad_lines(self) -> list[str]:
-        """Return one line for each reason why bins cannot be used, the most frequent first."""
-        return [
-            f"bad: {len(ids):,} x {reason}, e.g. {', '.join(ids[:NUM_EXAMPLES])}"
-            for reason, ids in sorted(self.bad.items(), key=lambda entry: (-len(entry[1]), entry[0]))
-        ]
+        """Return one line for each reason why bins cannot be used, the most frequent first, at most ten."""
+        return [f"bad: {line}" for line in reason_lines(self.bad)]
 
     def _split_lines(self) -> list[str]:
         counts = sorted({count for sizes in self.splits.values() for count in sizes})
@@ -100,7 +98,7 @@ def summarize(
     noted = {}
     for bin_id, quantity, split, problem, note in zip(*columns, strict=True):
         if problem is not None:
-            bad[problem.partition(": ")[0]].append(bin_id)
+            bad[reason_of(problem)].append(bin_id)
             continue
         if quantity is None:
             unlabelled += 1
@@ -124,6 +122,21 @@ def summarize(
         noted=noted,
         warnings=warnings,
     )
+
+
+def reason_lines(ids_of: Mapping[str, list[str]]) -> list[str]:
+    """Return one line for each reason: how many ids, the reason, some ids; the most frequent first, at most ten."""
+    reasons = sorted(ids_of.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    lines = [f"{len(ids):,} x {reason}, e.g. {', '.join(ids[:NUM_EXAMPLES])}" for reason, ids in reasons[:NUM_REASONS]]
+    if rest := reasons[NUM_REASONS:]:
+        lines.append(f"{sum(len(ids) for _, ids in rest):,} for {len(rest):,} other reasons")
+    return lines
+
+
+def reason_of(problem: str) -> str:
+    """Return the part of a "reason: detail" that bins share; in "s3://BUCKET/KEY: reason" the place comes first."""
+    head, _, rest = problem.partition(": ")
+    return reason_of(rest) if head.startswith("s3://") and rest else head
 
 
 def _pairs(numbers: Mapping[Any, int]) -> str:

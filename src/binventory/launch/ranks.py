@@ -38,7 +38,7 @@ def run_ranks(spec: JobSpec, world_size: int) -> int:
     environment = {
         **os.environ,
         **spec.environment(),
-        # Ranks import from where this process does, and not, as `-m` has it, from the working directory: photos lie there.
+        # Ranks import from where this process does. `-m` would add the working directory, where photos may lie.
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path),
         PARENT_VARIABLE: str(os.getpid()),

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from binventory.data.decode import decode_rgb, read_photo
+from binventory.data.decode import PhotoError, decode_rgb, read_photo
+from binventory.data.text import printable
 from binventory.files import atomic_path
 
 CELL = 200  # pixels a photo
@@ -18,16 +19,20 @@ HEADER = 56
 PAPER, INK, FAINT, BAR, TRACK, ALERT = "#fbfaf7", "#22252b", "#6d7178", "#3b6fb6", "#e4e3de", "#b3402e"
 
 
-def save_contact_sheet(path: Path, rows: Sequence[Mapping[str, Any]], counts: Sequence[int], num_photos: int) -> None:
+def save_contact_sheet(
+    path: Path, rows: Sequence[Mapping[str, Any]], photos: Sequence[Path], counts: Sequence[int], num_photos: int
+) -> None:
     """Draw the least certain photos, least certain first, with what was predicted and recorded.
 
     Args:
         path: the PNG to write.
         rows: rows of predictions.csv without errors.
+        photos: the photo of each row. One that is gone by now leaves its cell empty but for the reason.
         counts: what the probabilities stand for.
         num_photos: at most so many.
     """
-    chosen = sorted(rows, key=lambda row: max(row[f"p_{count}"] for count in counts))[:num_photos]
+    pairs = zip(rows, photos, strict=True)
+    chosen = sorted(pairs, key=lambda pair: max(pair[0][f"p_{count}"] for count in counts))[:num_photos]
     num_columns = min(6, len(chosen))
     num_rows = -(-len(chosen) // num_columns)
     width = max(560, GAP + num_columns * (CELL + GAP))
@@ -36,32 +41,37 @@ def save_contact_sheet(path: Path, rows: Sequence[Mapping[str, Any]], counts: Se
     title = f"The {len(chosen)} least certain of {len(rows)} photos"
     draw.text((GAP, 12), title, fill=INK, font=ImageFont.load_default(20))
     draw.text((GAP, 36), "bars: probability of each count", fill=FAINT, font=ImageFont.load_default(12))
-    for place, row in enumerate(chosen):
+    for place, (row, photo) in enumerate(chosen):
         left = GAP + place % num_columns * (CELL + GAP)
         top = HEADER + place // num_columns * (CELL + CAPTION + GAP)
-        _draw_cell(sheet, draw, (left, top), row, counts)
+        _draw_photo(sheet, draw, (left, top), photo)
+        _draw_caption(draw, (left, top + CELL), row, counts)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _draw_cell(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    row: Mapping[str, Any],
-    counts: Sequence[int],
+def _draw_photo(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], photo: Path) -> None:
+    try:
+        sheet.paste(ImageOps.fit(decode_rgb(read_photo(photo), str(photo)), (CELL, CELL)), corner)
+    except PhotoError as error:  # it could be read when it was predicted
+        left, top = corner
+        draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=TRACK)
+        draw.text((left + 8, top + 8), error.reason[:30], fill=ALERT, font=ImageFont.load_default(11))
+
+
+def _draw_caption(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: Mapping[str, Any], counts: Sequence[int]
 ) -> None:
+    """Draw what was predicted and recorded; `corner` is the upper left one."""
     left, top = corner
-    photo = ImageOps.fit(decode_rgb(read_photo(Path(row["path"])), row["path"]), (CELL, CELL))
-    sheet.paste(photo, corner)
     share = max(row[f"p_{count}"] for count in counts)
     said = f"{row['predicted']} ({share:.0%})"
     recorded = "" if row["quantity"] is None else f"recorded {row['quantity']}"
-    baseline = top + CELL + 4
+    baseline = top + 4
     draw.text((left, baseline), said, fill=INK, font=ImageFont.load_default(16))
     colour = FAINT if row["quantity"] == row["predicted"] else ALERT
     draw.text((left + 78, baseline + 3), recorded, fill=colour, font=ImageFont.load_default(12))
-    draw.text((left, baseline + 22), str(row["id"])[:28], fill=FAINT, font=ImageFont.load_default(11))
+    draw.text((left, baseline + 22), printable(str(row["id"]), 28), fill=FAINT, font=ImageFont.load_default(11))
     _draw_bars(draw, (left + CELL, baseline + 18), row, counts)
 
 

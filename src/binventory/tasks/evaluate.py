@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from binventory.config.schema import EvaluateConfig
-from binventory.data.inputs import InputPhoto, list_inputs
+from binventory.data.inputs import InputPhoto, list_inputs, record_warnings
 from binventory.errors import InputError
 from binventory.files import write_json
 from binventory.metrics.counting import CountingMetrics
@@ -75,6 +75,8 @@ def run(config: EvaluateConfig, run_dir: Path) -> float:
 
 def _labelled(photos: list[InputPhoto], counts: list[int], source: str) -> list[InputPhoto]:
     """Leave out, and count aloud, what has no quantity or one that the model does not know."""
+    if warnings := record_warnings(photos):
+        print(*warnings, sep="\n  ", file=sys.stderr)
     labelled = [photo for photo in photos if photo.quantity in counts]
     unlabelled = sum(photo.quantity is None for photo in photos)
     if not labelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from binventory.config.schema import PredictConfig
-from binventory.data.inputs import list_inputs
+from binventory.data.inputs import list_inputs, record_warnings
 from binventory.errors import InputError
 from binventory.files import atomic_path
 from binventory.reports.contact_sheet import save_contact_sheet
@@ -52,7 +53,11 @@ def run(config: PredictConfig, run_dir: Path) -> int:
             f" the reasons are in {run_dir / 'predictions.csv'}"
         )
     if config.contact_sheet:
-        save_contact_sheet(run_dir / "contact_sheet.png", read, bundle.counts, config.contact_sheet)
+        # not the rows' paths: as text a path that is no UTF-8 is another
+        paths = [photo.path for photo, row in zip(photos, rows, strict=True) if row["error"] is None and photo.path]
+        save_contact_sheet(run_dir / "contact_sheet.png", read, paths, bundle.counts, config.contact_sheet)
+    if warnings := record_warnings(photos):
+        print(*warnings, sep="\n  ", file=sys.stderr)
     _say(rows, bundle.counts, run_dir)
     return len(read)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binventory.data.loader import Bins
-from binventory.data.scan import utf8
+from binventory.data.text import utf8
 from binventory.files import write_text
 
 

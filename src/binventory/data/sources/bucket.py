@@ -12,7 +12,6 @@ from binventory.config.schema import S3Config
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import (
     FILE_LIST_NAME,
-    check_id,
     name_order,
     own_list_of_folder,
     parse_file_list,
@@ -22,6 +21,7 @@ from binventory.data.sources.file_list import (
 from binventory.data.sources.mirror import Outcome, RemoteFile, download, target_of
 from binventory.data.sources.progress import counted
 from binventory.data.sources.s3 import S3Connection, is_s3, mirror_folder, naming, read_object, split_uri
+from binventory.data.text import id_of_name
 from binventory.errors import InputError
 
 PHOTOS, PHOTO_SUFFIX = "bin-images", ".jpg"
@@ -63,13 +63,18 @@ class BucketSource:
 def list_bins(folder: Path) -> dict[str, BinFiles]:
     """List a folder in bucket layout: every id of which a photo or metadata exists.
 
+    A file whose name cannot be an id is a bin with a problem.
+
     Raises:
-        InputError: a folder cannot be read, or a file's name cannot be an id.
+        InputError: a folder cannot be read.
     """
-    photos = _files_by_id(folder / PHOTOS, PHOTO_SUFFIX)
-    metadata = _files_by_id(folder / METADATA, METADATA_SUFFIX)
+    photos, problems = _files_by_id(folder / PHOTOS, PHOTO_SUFFIX)
+    metadata, more_problems = _files_by_id(folder / METADATA, METADATA_SUFFIX)
+    problems |= more_problems
     return {
-        bin_id: BinFiles(bin_id, photos.get(bin_id), metadata.get(bin_id), needs_metadata=True)
+        bin_id: BinFiles(
+            bin_id, photos.get(bin_id), metadata.get(bin_id), needs_metadata=True, problem=problems.get(bin_id)
+        )
         for bin_id in photos.keys() | metadata.keys()
     }
 
@@ -90,13 +95,15 @@ def mirror_bins(
             f"{location}: the prefix cannot be a path on this machine; name one without '.' and '..' parts"
         )
     place = _Place(bucket, prefix, mirror_folder(bucket, s3, data_dir))
+    problems: dict[str, str] = {}
     if wanted is None:
-        files = _list_remote(place, limit, s3)
+        files, problems = _list_remote(place, limit, s3)
     else:
         ids = sorted(wanted, key=name_order)[:limit]
         files = {bin_id: (place.photo(bin_id), place.metadata(bin_id)) for bin_id in ids}
     outcome = download([file for pair in files.values() for file in pair if file is not None], s3, data_dir, location)
     bins = {bin_id: _bin_files(bin_id, *pair, outcome) for bin_id, pair in files.items()}
+    bins |= {bin_id: BinFiles(bin_id, None, needs_metadata=True, problem=reason) for bin_id, reason in problems.items()}
     return {bin_id: found for bin_id, found in bins.items() if found.photo or found.metadata or found.problem}
 
 
@@ -124,29 +131,40 @@ class _Place:
 _Pair = tuple[RemoteFile | None, RemoteFile | None]
 
 
-def _list_remote(place: _Place, limit: int | None, s3: S3Config) -> dict[str, _Pair]:
-    """Photo and metadata of the first `limit` ids by name. Each folder is listed no further than that takes."""
+def _list_remote(place: _Place, limit: int | None, s3: S3Config) -> tuple[dict[str, _Pair], dict[str, str]]:
+    """Photo and metadata of the first `limit` ids by name, and the problems of those whose name cannot be an id.
+
+    Each folder is listed no further than that takes.
+    """
     connection = S3Connection(s3)
-    sizes = []
+    sizes, problems = [], {}
     for folder, suffix in ((PHOTOS, PHOTO_SUFFIX), (METADATA, METADATA_SUFFIX)):
         listed = connection.list_objects(place.bucket, place.key(folder), recursive=False, page_keys=limit or 1000)
         where = f"s3://{place.bucket}/{place.key(folder)}"
         names = ((entry.key.rpartition("/")[2], entry.size_bytes) for entry in counted(listed, where))
-        found = ((_id_of(name, suffix, where), size_bytes) for name, size_bytes in names)
-        sizes.append(dict(islice(((bin_id, size) for bin_id, size in found if bin_id is not None), limit)))
+        here = {}
+        for name, size_bytes in islice(((name, size) for name, size in names if _is_part(name, suffix)), limit):
+            bin_id, problem = id_of_name(name.removesuffix(suffix))
+            here[bin_id] = size_bytes
+            if problem is not None:
+                problems[bin_id] = problem
+        sizes.append(here)
     photos, metadata = sizes
     if not photos and not metadata:
         raise InputError(
             f"s3://{place.bucket}/{place.prefix}: has neither {PHOTOS}/ID.jpg nor {METADATA}/ID.json; "
             "name the prefix above them"
         )
-    return {
+    ids = sorted(photos.keys() | metadata.keys(), key=name_order)[:limit]
+    files = {
         bin_id: (
             place.photo(bin_id, photos[bin_id]) if bin_id in photos else None,
             place.metadata(bin_id, metadata[bin_id]) if bin_id in metadata else None,
         )
-        for bin_id in sorted(photos.keys() | metadata.keys(), key=name_order)[:limit]
+        for bin_id in ids
+        if bin_id not in problems
     }
+    return files, {bin_id: problems[bin_id] for bin_id in ids if bin_id in problems}
 
 
 def _bin_files(bin_id: str, photo: RemoteFile | None, metadata: RemoteFile | None, outcome: Outcome) -> BinFiles:
@@ -160,27 +178,29 @@ def _bin_files(bin_id: str, photo: RemoteFile | None, metadata: RemoteFile | Non
     )
 
 
-def _files_by_id(folder: Path, suffix: str) -> dict[str, Path]:
+def _files_by_id(folder: Path, suffix: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files of one kind, and the problems of those whose name cannot be an id; both by id."""
     found: dict[str, Path] = {}
+    problems: dict[str, str] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 # not is_file(): a dangling link or a pipe named like a photo is a bad photo, not a missing one
-                bin_id = _id_of(entry.name, suffix, str(folder))
-                if bin_id is not None:
+                if _is_part(entry.name, suffix):
+                    bin_id, problem = id_of_name(entry.name.removesuffix(suffix))
                     found[bin_id] = folder / entry.name
+                    if problem is not None:
+                        problems[bin_id] = problem
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return found
+    return found, problems
 
 
-def _id_of(name: str, suffix: str, where: str) -> str | None:
-    """The id of a file name; None for what is no part of the layout, such as hidden files that systems leave."""
-    if name.startswith(".") or not name.endswith(suffix):
-        return None
-    return check_id(name.removesuffix(suffix), where)
+def _is_part(name: str, suffix: str) -> bool:
+    """Whether a file is part of the layout; hidden ones, which systems leave, are not."""
+    return name.endswith(suffix) and not name.startswith(".")
 
 
 def _own_list(location: str, s3: S3Config) -> dict[str, int] | None:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
+from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.s3 import is_s3, read_object
+from binventory.data.text import MAX_ID_BYTES, brief, can_be_id
 from binventory.errors import InputError
 
 FILE_LIST_NAME = "file_list.json"
-MAX_ID_BYTES = 200  # a file name holds 255, of which the suffixes of photo and temporary file need some
 
 
 def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str, int]:
@@ -27,11 +28,10 @@ def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str
     """
     name = str(location)
     if not is_s3(name):
-        path = Path(name)
         try:
-            return parse_file_list(path.read_bytes(), name)
-        except OSError as error:
-            raise InputError(f"file list {name}: cannot be read: {error.strerror}") from error
+            return parse_file_list(read_limited(Path(name), MAX_LIST_BYTES), name)
+        except UnreadableError as error:
+            raise InputError(f"file list {name}: {error}") from error
     if s3 is None:
         raise InputError(f"file list {name}: S3 needs the s3 config; name a local file instead")
     data = read_object(name, s3)
@@ -45,10 +45,10 @@ def parse_file_list(data: bytes, name: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for key, entries in _load_object(data, name).items():
         if re.fullmatch(r"[0-9]{1,9}", key) is None:
-            raise InputError(f"file list {name}: key {_shown(key)} is no count; keys are whole numbers such as '3'")
+            raise InputError(f"file list {name}: key {brief(key)} is no count; keys are whole numbers such as '3'")
         if not isinstance(entries, list):
             raise InputError(
-                f"file list {name}: count {key} holds {_shown(entries)}, not a list of data/metadata/ID.json"
+                f"file list {name}: count {key} holds {brief(entries)}, not a list of data/metadata/ID.json"
             )
         for entry in entries:
             bin_id = _entry_id(entry, key, name)
@@ -66,10 +66,9 @@ def check_id(bin_id: str, where: str) -> str:
     Raises:
         InputError: naming the id and `where` it stands.
     """
-    unusable = not bin_id.isprintable() or bin_id.startswith(".") or "/" in bin_id or "\\" in bin_id
-    if not bin_id or unusable or len(bin_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
+    if not can_be_id(bin_id):
         raise InputError(
-            f"{where}: {_shown(bin_id)} cannot be a bin id: an id is a file name without '/' or '\\', not hidden, "
+            f"{where}: {brief(bin_id)} cannot be a bin id: an id is a file name without '/' or '\\', not hidden, "
             f"printable, at most {MAX_ID_BYTES} bytes"
         )
     return bin_id
@@ -107,7 +106,7 @@ def _load_object(data: bytes, name: str) -> dict[str, object]:
     def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
         merged = dict(pairs)
         if len(merged) < len(pairs):  # json would keep the last and lose the others' bins without a word
-            raise InputError(f"file list {name}: a key stands twice among {_shown([key for key, _ in pairs])}")
+            raise InputError(f"file list {name}: a key stands twice among {brief([key for key, _ in pairs])}")
         return merged
 
     try:
@@ -117,20 +116,15 @@ def _load_object(data: bytes, name: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
         raise InputError(f"file list {name}: is not JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise InputError(f"file list {name}: holds {_shown(parsed)}, not an object of count -> list")
+        raise InputError(f"file list {name}: holds {brief(parsed)}, not an object of count -> list")
     return parsed
 
 
 def _entry_id(entry: object, count: str, name: str) -> str:
     where = f"file list {name}: count {count}"
     if not isinstance(entry, str):
-        raise InputError(f"{where}: entry {_shown(entry)} is no text such as 'data/metadata/00001.json'")
+        raise InputError(f"{where}: entry {brief(entry)} is no text such as 'data/metadata/00001.json'")
     path = PurePosixPath(entry)
     if not entry.endswith(".json") or ".." in path.parts:
-        raise InputError(f"{where}: entry {_shown(entry)} is not of the form data/metadata/ID.json")
+        raise InputError(f"{where}: entry {brief(entry)} is not of the form data/metadata/ID.json")
     return check_id(path.name.removesuffix(".json"), where)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
 from binventory.data.sources.base import BinFiles, Listing
-from binventory.data.sources.file_list import check_id, own_list_of_folder, read_file_list, take
+from binventory.data.sources.file_list import own_list_of_folder, read_file_list, take
 from binventory.data.sources.photo_tree import COUNT_NAME, PhotoFile, count_of, list_photos
 from binventory.data.sources.s3 import is_s3, naming
+from binventory.data.text import id_of_name, printable
 from binventory.errors import InputError
 
 _TREE_HINT = "folders are named by quantity: 1/, 2/, …"
@@ -51,7 +52,8 @@ class ImageFolderSource:
             found = _bin_files(photo, self.location)
             found = replace(found, group=groups.get(found.id))
             if found.id in bins:
-                raise InputError(f"{self.location}: {names[found.id]} and {photo.name} have the same id; rename one")
+                both = f"{printable(names[found.id])} and {printable(photo.name)}"
+                raise InputError(f"{self.location}: {both} have the same id; rename one")
             bins[found.id] = found
             names[found.id] = photo.name
         return bins
@@ -59,10 +61,13 @@ class ImageFolderSource:
 
 def _bin_files(photo: PhotoFile, where: str) -> BinFiles:
     count = count_of(photo.name)
+    if count is None and photo.path is None:  # a key that could not be fetched because of what it is
+        return BinFiles(id_of_name(photo.name)[0], None, problem=photo.error)
     if count is None:
-        raise InputError(f"{where}: {photo.name} is not <count>/<id>.jpg with a whole number as count; {_TREE_HINT}")
-    bin_id = check_id(PurePosixPath(photo.name).stem, f"{where}: {photo.name}")
-    return BinFiles(bin_id, photo.path, quantity=count, problem=photo.error)
+        name = printable(photo.name)
+        raise InputError(f"{where}: {name} is not <count>/<id>.jpg with a whole number as count; {_TREE_HINT}")
+    bin_id, problem = id_of_name(PurePosixPath(photo.name).stem)
+    return BinFiles(bin_id, photo.path, quantity=count, problem=photo.error or problem)
 
 
 def _exported_groups(folder: Path) -> dict[str, str]:
@@ -70,8 +75,11 @@ def _exported_groups(folder: Path) -> dict[str, str]:
     meta = folder.with_name(f"{folder.name}_meta.csv")
     if not meta.is_file():
         return {}
-    with meta.open(newline="", encoding="utf-8", errors="replace") as file:
-        return {row["id"]: row["group"] for row in csv.DictReader(file) if row.get("id") and row.get("group")}
+    try:
+        with meta.open(newline="", encoding="utf-8", errors="replace") as file:
+            return {row["id"]: row["group"] for row in csv.DictReader(file) if row.get("id") and row.get("group")}
+    except csv.Error as error:
+        raise InputError(f"{meta}: cannot be read as csv: {error}; mend or remove it") from error
 
 
 def _check_tree(folder: Path) -> None:

@@ -40,7 +40,7 @@ class RemoteFile:
     def is_whole(self) -> bool:
         """Whether the file is here. Files appear whole or not at all, so being there is enough without a known size."""
         try:
-            status = self.target.stat()
+            status = self.target.lstat()  # a link may lead anywhere: it is replaced by the file
         except OSError:
             return False
         return S_ISREG(status.st_mode) and self.size_bytes in (None, status.st_size)
@@ -98,8 +98,8 @@ def download(files: Sequence[RemoteFile], s3: S3Config, data_dir: str | Path, ti
             buckets = sorted({file.bucket for file in pending})
             with ExitStack() as locks:
                 for bucket in buckets:
-                    locks.enter_context(_one_process(mirror_folder(bucket, s3, data_dir)))
-                _make_folders({file.target.parent for file in pending})
+                    locks.enter_context(_one_process(mirror_folder(bucket, s3, data_dir), Path(data_dir)))
+                _make_folders({file.target.parent for file in pending}, Path(data_dir))
                 _Pool(pending, s3, outcome).run(buckets, progress)
         progress.finish(outcome.downloaded, outcome.present, len(outcome.missing), outcome.failed, outcome.size_bytes)
     return outcome
@@ -166,8 +166,9 @@ class _Pool:
                 self._outcome.size_bytes += size_bytes
 
 
-def _make_folders(folders: Collection[Path]) -> None:
+def _make_folders(folders: Collection[Path], data_dir: Path) -> None:
     for folder in folders:
+        _refuse_links(folder, data_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for entry in os.scandir(folder):  # what a killed run left half-written; nobody else writes: see the lock
@@ -179,10 +180,20 @@ def _make_folders(folders: Collection[Path]) -> None:
             raise InputError(f"{folder}: cannot be written: {error.strerror}; change paths.data_dir") from error
 
 
+def _refuse_links(folder: Path, data_dir: Path) -> None:
+    """What is downloaded stays below `data_dir`: a folder that came with links in it must not send it elsewhere."""
+    for path in (folder, *folder.parents):
+        if path == data_dir:
+            return
+        if path.is_symlink():
+            raise InputError(f"{path}: is a symbolic link, and downloads follow none; remove it or set paths.data_dir")
+
+
 @contextmanager
-def _one_process(folder: Path) -> Iterator[None]:
+def _one_process(folder: Path, data_dir: Path) -> Iterator[None]:
     """Hold the bucket's lock, so that jobs of a sweep that start together download once. It ends with the process."""
     lock = folder.with_name(f".{folder.name}.lock")
+    _refuse_links(lock, data_dir)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from binventory.config.schema import S3Config
 from binventory.data.sources.mirror import RemoteFile, download, target_of
 from binventory.data.sources.s3 import S3Connection, is_s3, split_uri
+from binventory.data.text import printable
 from binventory.errors import InputError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -70,7 +71,8 @@ def ids_of(names: list[str]) -> list[str]:
         unique = stems[path.stem] == 1
         bin_id = path.stem if unique else "__".join(part for part in path.parts if part not in ("/", "..", "s3:"))
         if bin_id in owner:
-            raise InputError(f"{owner[bin_id]} and {name} would have the same id {bin_id}; rename one")
+            both = f"{printable(owner[bin_id])} and {printable(name)}"
+            raise InputError(f"{both} would have the same id {printable(bin_id)}; rename one")
         owner[bin_id] = name
     return list(owner)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from binventory.config.schema import S3Config
+from binventory.data.reading import MAX_LIST_BYTES, MAX_PHOTO_BYTES
 from binventory.errors import InputError
 
 T = TypeVar("T")
@@ -98,19 +99,14 @@ def mirror_folder(bucket: str, s3: S3Config, data_dir: str | Path) -> Path:
 
 
 def read_object(uri: str, s3: S3Config) -> bytes | None:
-    """Read one small object into memory; None when the bucket has no such key.
+    """Read one object of at most 512 MiB into memory; None when the bucket has no such key.
 
     Raises:
-        InputError: the bucket or the object cannot be reached or is refused.
+        InputError: the bucket or the object cannot be reached, is refused or larger.
     """
     bucket, key = split_uri(uri)
     connection = S3Connection(s3)
-
-    def send() -> bytes:
-        body: bytes = connection.client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        return body
-
-    return connection.answer(uri, send)
+    return connection.answer(uri, lambda: b"".join(connection.chunks(bucket, key, MAX_LIST_BYTES)))
 
 
 class S3Connection:
@@ -163,33 +159,61 @@ class S3Connection:
         if not recursive:
             options["Delimiter"] = "/"
         while True:
-            page = self.answer(f"{SCHEME}{bucket}/{prefix}", lambda: self.client.list_objects_v2(**options))
-            if page is None:
-                raise InputError(f"{SCHEME}{bucket}: {WHOLE_BUCKET['NoSuchBucket']}")
-            for entry in page.get("Contents", []):
-                if not entry["Key"].endswith("/"):  # the marker that consoles make for an empty folder
-                    yield S3Object(entry["Key"], entry["Size"])
-            if not page.get("IsTruncated"):
+            objects, token = self._page(f"{SCHEME}{bucket}/{prefix}", options)
+            yield from objects
+            if token is None:
                 return
-            options["ContinuationToken"] = page["NextContinuationToken"]
+            options["ContinuationToken"] = token
+
+    def _page(self, uri: str, options: dict[str, Any]) -> tuple[list[S3Object], str | None]:
+        """One page of a listing, and by what the next one is asked for."""
+        try:
+            page = self.answer(uri, lambda: self.client.list_objects_v2(**options))
+            if page is None:
+                raise InputError(f"{uri}: {WHOLE_BUCKET['NoSuchBucket']}")
+            # a key that ends in a slash is the marker that consoles make for an empty folder
+            listed = [entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
+            token: str | None = page["NextContinuationToken"] if page.get("IsTruncated") else None
+            return [S3Object(entry["Key"], entry["Size"]) for entry in listed], token
+        except InputError:
+            raise
+        except (KeyError, ValueError) as error:  # botocore's of values that are no numbers or dates
+            raise InputError(f"{uri}: what the server lists cannot be read: {_one_line(error)}") from error
+
+    def chunks(self, bucket: str, key: str, max_bytes: int) -> Iterator[bytes]:
+        """The bytes of an object, in one request. Raises ObjectError at once when there are more than `max_bytes`."""
+        answer = self.client.get_object(Bucket=bucket, Key=key)
+        size_bytes = answer.get("ContentLength") or 0  # a server that sends chunks may not know it
+        if size_bytes <= max_bytes:
+            size_bytes = 0
+            # botocore compares what arrived with Content-Length and raises on a body that was cut off
+            for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
+                size_bytes += len(chunk)
+                if size_bytes > max_bytes:
+                    break
+                yield chunk
+            else:
+                return
+        answer["Body"].close()
+        raise ObjectError(f"too large: {size_bytes / 2**20:,.0f} MiB, at most {max_bytes // 2**20} MiB are fetched")
 
     def download(self, bucket: str, key: str, target: Path) -> int | None:
         """Bring one object to `target`, which is whole or not there. Returns its size in bytes, None if there is none.
 
-        The temporary file has a fixed name: a killed run's leftover is written over.
+        The temporary file has a fixed name: a killed run's leftover is removed, and so is a link that somebody put
+        there to have another file written over.
 
         Raises:
-            ObjectError: refused, or failing in each of `s3.max_attempts` tries.
+            ObjectError: refused, over 64 MiB, or failing in each of `s3.max_attempts` tries.
             InputError: the bucket as a whole cannot be read.
             OSError: the file cannot be written.
         """
         temporary = target.with_name(f".{target.name}.part")
 
         def send() -> int:
-            # botocore compares what arrived with Content-Length and raises on a body that was cut off
-            body = self.client.get_object(Bucket=bucket, Key=key)["Body"]
-            with temporary.open("wb") as file:
-                for chunk in body.iter_chunks(CHUNK_BYTES):
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
+                for chunk in self.chunks(bucket, key, MAX_PHOTO_BYTES):
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,10 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from binventory.config.schema import S3Config
+from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, read_file_list, take
 from binventory.data.sources.photo_tree import fetch_uris, ids_of
 from binventory.data.sources.s3 import is_s3, naming, read_object
+from binventory.data.text import brief, id_of_name, printable
 from binventory.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "quantity", "group", "id", "problem")
+MAX_SHOWN_CHARS = 300  # of what a message quotes
+MAX_ROWS = 20_000_000  # a Parquet file of a few KB can claim any number of equal rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class TableRow:
         location: the photo's absolute or S3 location; None in a row that has a problem instead of a path.
         quantity: None when the cell is empty: unlabelled.
         group: the column `group`.
-        problem: why the row cannot be used: the column `problem` (an index has it), or a bad quantity.
+        problem: why the row cannot be used: the column `problem` (an index has it), a bad quantity, or a file name that
+            cannot be an id.
     """
 
     id: str
@@ -86,7 +91,7 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
     table = _read_table(location, s3)
     absent = [name for name in required if name not in table.column_names]
     if absent:
-        found = ", ".join(table.column_names)
+        found = printable(", ".join(table.column_names), MAX_SHOWN_CHARS)
         raise InputError(f"{location}: has no column {absent[0]!r} but {found}; name it so in the first line")
     if table.num_rows == 0:
         raise InputError(f"{location}: has no rows; add one for each photo")
@@ -96,9 +101,14 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
     places = [None if path is None else _resolve(path, location) for path in paths]
     problems = [_text(cell.get("problem")) for cell in cells]
     _check_paths(places, problems, "id" in columns, location)
-    with naming(location):
-        ids = [_text(cell["id"]) or "" for cell in cells] if "id" in columns else ids_of([path or "" for path in paths])
-    _check_ids(ids, location)
+    if "id" in columns:
+        ids = [_text(cell["id"]) or "" for cell in cells]
+        _check_ids(ids, location)
+    else:
+        with naming(location):
+            named = [id_of_name(made) for made in ids_of([path or "" for path in paths])]
+        ids = [bin_id for bin_id, _ in named]
+        problems = [problem or unusable for problem, (_, unusable) in zip(problems, named, strict=True)]
     return [
         _row(bin_id, place, cell, problem)
         for bin_id, place, cell, problem in zip(ids, places, cells, problems, strict=True)
@@ -124,7 +134,7 @@ def photos_of(
         elif _exists(row.location):
             photos.append((Path(row.location), row.problem))
         else:
-            photos.append((None, row.problem or f"no photo at {row.location}"))
+            photos.append((None, row.problem or f"no photo at its path: {printable(row.location)}"))
     return photos
 
 
@@ -160,21 +170,32 @@ def _read_table(location: str, s3: S3Config) -> pa.Table:
     suffix = PurePosixPath(location).suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise InputError(f"{location}: is no table; name a .csv or .parquet file")
-    data = _read_bytes(location, s3)
+    data = pa.BufferReader(_read_bytes(location, s3))
     try:
         if suffix == ".parquet":
-            file = parquet.ParquetFile(pa.BufferReader(data))
-            return file.read(columns=[name for name in file.schema_arrow.names if name in COLUMNS])
-        # all columns that are read are text: '01000' is an id, and must not come back as 1000
-        types = {name: pa.string() for name in COLUMNS}
-        convert = csv.ConvertOptions(column_types=types)
-        table = csv.read_csv(pa.BufferReader(data), convert_options=convert)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{location}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())[:200]}") from error
-    for name in COLUMNS:
-        if table.column_names.count(name) > 1:
-            raise InputError(f"{location}: has column {name!r} twice; rename one")
+            file = parquet.ParquetFile(data)
+            _check_columns(file.schema_arrow.names, location)
+            if file.metadata.num_rows > MAX_ROWS:
+                raise InputError(f"{location}: has {file.metadata.num_rows:,} rows, at most {MAX_ROWS:,} are read")
+            table = file.read(columns=[name for name in file.schema_arrow.names if name in COLUMNS])
+            table = pa.table({name: table[name].cast(pa.string()) for name in table.column_names})
+        else:
+            # all columns that are read are text: '01000' is an id, and must not come back as 1000
+            convert = csv.ConvertOptions(column_types={name: pa.string() for name in COLUMNS})
+            parse = csv.ParseOptions(newlines_in_values=True)  # file names may hold any
+            table = csv.read_csv(data, parse_options=parse, convert_options=convert)
+            _check_columns(table.column_names, location)
+        table.validate(full=True)  # else a text that is no UTF-8 is only noticed cell by cell
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
+        reason = printable(" ".join(str(error).split()), MAX_SHOWN_CHARS)
+        raise InputError(f"{location}: cannot be read as {suffix[1:]}: {reason}") from error
     return table
+
+
+def _check_columns(names: list[str], location: str) -> None:
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise InputError(f"{location}: has column {name!r} twice; rename one")
 
 
 def _read_bytes(location: str, s3: S3Config) -> bytes:
@@ -184,9 +205,9 @@ def _read_bytes(location: str, s3: S3Config) -> bytes:
             raise InputError(f"{location}: no such object; check the bucket and the key")
         return data
     try:
-        return Path(location).read_bytes()
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read: {error.strerror}; check the path") from error
+        return read_limited(Path(location), MAX_LIST_BYTES)
+    except UnreadableError as error:
+        raise InputError(f"{location}: {error}; check the path") from error
 
 
 def _text(value: object) -> str | None:
@@ -201,7 +222,7 @@ def _quantity(value: object) -> int | None:
     # "3.0": how a column of whole numbers with gaps is written by many tools
     whole = re.fullmatch(r"([0-9]{1,9})(\.0*)?", text)
     if whole is None:
-        raise ValueError(f"quantity {text[:40]!r} is no whole number from 0 up")
+        raise ValueError(f"quantity is no whole number from 0 up: {brief(text)}")
     return int(whole[1])
 
 
@@ -212,7 +233,8 @@ def _check_paths(paths: list[str | None], problems: list[str | None], has_ids: b
             if problem is None or not has_ids:
                 raise InputError(f"{location}: row {number} has no path; fill it in or remove the row")
         elif path in first:
-            raise InputError(f"{location}: rows {first[path]} and {number} have the same path {path}; remove one")
+            shown = printable(path, MAX_SHOWN_CHARS)
+            raise InputError(f"{location}: rows {first[path]} and {number} have the same path {shown}; remove one")
         else:
             first[path] = number
 

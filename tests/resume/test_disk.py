@@ -1,0 +1,99 @@
+"""A full disk and a read-only one: real file systems, mounted where only the jobs see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from binventory.callbacks.checkpoint_file import find_checkpoint, find_damage
+from tests.resume.runs import Lab
+
+
+@pytest.fixture
+def mounted(lab: Lab) -> Iterator[list[Path]]:
+    """Mount points to be cleared away."""
+    if not lab.jobs.private_mounts:
+        pytest.skip("mounting needs root and unshare(1)")
+    points: list[Path] = []
+    yield points
+    for point in reversed(points):
+        lab.jobs.mount("umount", "--lazy", str(point))
+
+
+def mount_tmpfs(lab: Lab, point: Path, size_kib: int, mounted: list[Path]) -> None:
+    point.mkdir(parents=True)
+    lab.jobs.mount("mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "none", str(point))
+    mounted.append(point)
+
+
+@pytest.mark.parametrize("num_saves", [0, 2], ids=["no checkpoint fits", "a later one does not fit"])
+def test_full_disk(num_saves: int, lab: Lab, mounted: list[Path]) -> None:
+    undisturbed = lab.undisturbed()
+    size_kib = (undisturbed / "checkpoints" / "last.ckpt").stat().st_size // 1024
+    series = lab.series()
+    mount_tmpfs(lab, series.output_dir, int((num_saves + 0.7) * size_kib), mounted)
+    job = series.start()
+    assert job.wait() == 1, job.stderr
+    error = job.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "last.ckpt" in error
+    assert "No space left on device" in error
+    assert "Traceback" not in job.stderr
+    assert series.status["state"] == "failed"
+    assert series.status["exit_code"] == 1
+    assert "last.ckpt" in series.status["error"]["message"]
+    folder = series.run / "checkpoints"
+    assert not list(folder.glob(".*")), "no half a file takes the room that is needed"
+    if num_saves:
+        whole = find_checkpoint(folder)
+        assert whole is not None
+        assert whole.name == "last.ckpt", "the earlier one is as it was"
+    lab.jobs.mount("mount", "-o", "remount,size=1g", str(series.output_dir))
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(undisturbed)
+
+
+def test_read_only_checkpoints(lab: Lab, mounted: list[Path]) -> None:
+    series = lab.series()
+    job = series.start(plan={"phase": "train", "call": 13, "do": "SIGTERM"})
+    assert job.wait() == 143, job.stderr
+    folder = series.output_dir / "train" / series.run.name / "checkpoints"
+    lab.jobs.mount("mount", "--bind", str(folder), str(folder))
+    mounted.append(folder)
+    lab.jobs.mount("mount", "-o", "remount,bind,ro", str(folder))
+    job = series.start("resume=auto")
+    assert job.wait() == 1, job.stderr
+    error = job.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "last.ckpt" in error
+    assert "Read-only file system" in error
+    assert series.status["state"] == "failed"
+    assert series.position()["step"] == 13
+    assert find_damage(series.run / "checkpoints" / "last.ckpt") is None
+    lab.jobs.mount("mount", "-o", "remount,bind,rw", str(folder))
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(lab.undisturbed())
+
+
+def test_read_only_output(lab: Lab, mounted: list[Path]) -> None:
+    """Nothing can be written at all, not even a status: one line, exit 2, before any work."""
+    series = lab.series()
+    mount_tmpfs(lab, series.output_dir, 100 * 1024, mounted)
+    job = series.start(plan={"phase": "train", "call": 13, "do": "SIGTERM"})
+    assert job.wait() == 143, job.stderr
+    lab.jobs.mount("mount", "-o", "remount,ro", str(series.output_dir))
+    for job in (series.start(), series.start("resume=auto"), series.resume_by_folder()):
+        assert job.wait() == 2, job.stderr
+        assert job.stderr.startswith("error: ")
+        assert job.stderr.count("\n") == 1, job.stderr
+        assert str(series.output_dir) in job.stderr
+        assert "written to" in job.stderr
+    assert series.status["state"] == "preempted", "as it was"
+    lab.jobs.mount("mount", "-o", "remount,rw", str(series.output_dir))
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(lab.undisturbed())

@@ -1,0 +1,140 @@
+"""Signals at awkward moments, and the exit code of every way to end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from binventory.callbacks.checkpoint_file import find_damage
+from tests.resume.cover import Case
+from tests.resume.jobs import Job
+from tests.resume.runs import Lab, Series
+from tests.resume.trap import TARGET
+
+TWO_RANKS = Case("SIGTERM", "middle", 0, 2, ema=False, accumulate=1, scheduler="constant", times=1)
+CODES = {"SIGTERM": 143, "SIGINT": 130}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.batch_size=0"], "data.batch_size"),
+        (["data=imagefolder", "data.source=nowhere"], "data.source=nowhere"),
+        (["resume=nowhere"], "resume=nowhere"),
+    ],
+    ids=["bad config", "bad input", "no run to resume"],
+)
+def test_mistakes_are_exit_2_and_one_line(overrides: list[str], said: str, lab: Lab) -> None:
+    """The other codes: 0 done, 1 exception, 130, 143 and -9 by signal are asserted where the cover stops its runs."""
+    job = lab.jobs.start(lab.folder, "train", [*overrides, TARGET])
+    assert job.wait() == 2
+    assert job.stderr.startswith("error: ")
+    assert job.stderr.count("\n") == 1, job.stderr
+    assert said in job.stderr
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_before_the_first_step(signum: str, lab: Lab) -> None:
+    """No checkpoint yet: the run is started over in the same folder."""
+    series = lab.series()
+    job = series.start(plan={"phase": "init", "call": 1, "do": signum})
+    assert job.wait() == CODES[signum], job.stderr
+    assert series.status["state"] == "preempted"
+    assert not list((series.run / "checkpoints").glob("*"))
+    before = series.run
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    assert series.run == before
+    series.check_equals(lab.undisturbed())
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_many_signals_in_a_row_are_one(signum: str, lab: Lab) -> None:
+    series = lab.series()
+    job = series.start(plan={"phase": "train", "call": 13, "do": signum})
+    while job.poll(timeout_s=0.002) is None:
+        if "trap:" in job.stdout:
+            job.signal(signal.Signals[signum])
+    assert job.exit_code == CODES[signum], job.stderr
+    assert series.status["state"] == "preempted"
+    assert series.status["exit_code"] == CODES[signum]
+    assert series.position() == {"epoch": 1, "batches": 5, "num_batches": 8, "step": 13, "stopped": False}
+    assert "Traceback" not in job.stderr
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(lab.undisturbed())
+
+
+def test_during_a_save(lab: Lab) -> None:
+    """Signals that come while a checkpoint is being written, one of each kind in turn, and a kill."""
+    series = lab.series("callbacks.checkpoint.every_n_steps=1")
+    for number, signum in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL)):
+        job = series.start("resume=auto")
+        seen = signal_during_save(job, series, signum, saves=number + 2)
+        assert seen, f"no save was met: {job.stderr}"
+        code = job.wait()
+        assert code == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[signum], job.stderr
+        whole = [path for path in (series.run / "checkpoints").glob("*.ckpt") if find_damage(path) is None]
+        assert len(whole) == len(list((series.run / "checkpoints").glob("*.ckpt"))) > 0
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(lab.undisturbed())
+
+
+def signal_during_save(job: Job, series: Series, signum: int, saves: int) -> bool:
+    """Send a signal while the n-th save of a job goes on; False if the job ended first."""
+    seen: set[str] = set()
+    while job.poll() is None:
+        # Whole paths: a killed attempt may have left one, which is not a save of this job.
+        mine = [path.name for path in series.output_dir.glob(f"train/*/checkpoints/.last.ckpt.{job.pid}.*.tmp")]
+        if set(mine) - seen and len(seen | set(mine)) == saves:
+            job.signal(signum)
+            return True
+        seen |= set(mine)
+        time.sleep(0.0005)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("to", "rank", "is_forked"),
+    [("group", 0, False), ("self", 0, True), ("self", 1, True)],
+    ids=["to the group, ranks are new processes", "to rank 0", "to rank 1"],
+)
+def test_ranks_leave_together(to: str, rank: int, is_forked: bool, lab: Lab) -> None:
+    undisturbed = lab.undisturbed(*TWO_RANKS.overrides, num_ranks=2)
+    series = lab.series(*TWO_RANKS.overrides, num_ranks=2)
+    series.forks_ranks = is_forked
+    started = time.monotonic()
+    job = series.start(plan={"phase": "train", "call": 13, "do": "SIGTERM", "to": to, "rank": rank})
+    assert job.wait() == 143, job.stderr
+    assert time.monotonic() - started < 50, "ranks that hang are killed after a minute"
+    assert series.status["state"] == "preempted"
+    assert series.position()["step"] in (13, 14), "the other rank may be a step ahead of the signal"
+    assert job.stderr.count("stopped by SIGTERM") == 1
+    series.forks_ranks = True
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(undisturbed)
+
+
+def test_a_second_process_is_refused_while_the_first_runs(lab: Lab) -> None:
+    """resume=auto passes over a run that somebody writes; resume=DIR is refused."""
+    series = lab.series()
+    first = series.start()
+    while not list(series.output_dir.glob("train/*/checkpoints/last.ckpt")):
+        assert first.poll(timeout_s=0.01) is None, first.stderr
+    run = series.run
+    second = series.resume_by_folder()
+    assert second.wait() == 2, second.stderr
+    assert str(first.pid) in second.stderr
+    assert first.wait() == 0, first.stderr
+    series.check_equals(lab.undisturbed())
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    again = series.resume_by_folder()
+    assert again.wait() == 0
+    assert "nothing is left to do" in again.stdout
+    assert [path.name for path in Path(series.output_dir).glob("train/*")] == [run.name]

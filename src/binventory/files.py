@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder and below. For the only writer of the folder."""
+    """Remove the temporary files that killed processes left in a folder and below; for its only writer."""
     for path in folder.rglob(".*.????????.tmp"):
         path.unlink(missing_ok=True)
 

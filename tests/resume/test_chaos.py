@@ -32,18 +32,15 @@ EXIT_CODES = {
 }
 
 
-def kill_at_random(job: Job, draw: random.Random, longest_s: float, came: Counter[str]) -> int:
-    """Send a random signal after a random time and return the exit code."""
+def kill(job: Job, draw: random.Random, came: Counter[str]) -> None:
+    """Send a random signal and check the exit code."""
     signum = draw.choice(SIGNALS)
-    time.sleep(draw.uniform(0, longest_s))
     was_alive = job.poll() is None
     job.signal(signum)
     code = job.wait()
     assert code in EXIT_CODES[signum], f"{signum.name} -> {code}:\n{job.stdout}\n{job.stderr}"
     if was_alive and code != 0:
         came[signum.name] += 1
-        came[f"in {phase_of(job.stdout)}"] += 1
-    return code
 
 
 def phase_of(stdout: str) -> str:
@@ -59,19 +56,22 @@ def test_killed_trainings_lose_nothing(lab: Lab) -> None:
     undisturbed = lab.undisturbed()
     longest_s = 1.2 * lab.seconds(undisturbed)
     came: Counter[str] = Counter()
+    phases: Counter[str] = Counter()
     num_runs = 0
-    while came.total() // 2 < KILLS:
+    while came.total() < KILLS:
         num_runs += 1
         assert num_runs <= KILLS, "kills that always come too late show nothing"
         series = lab.series("callbacks.checkpoint.every_n_steps=1", "resume=auto")
         while not series.is_done():
-            if came.total() // 2 < KILLS:
-                kill_at_random(series.start(), draw, longest_s, came)
+            job = series.start()
+            if came.total() < KILLS:
+                time.sleep(draw.uniform(0, longest_s))
+                kill(job, draw, came)
+                phases[phase_of(job.stdout)] += 1
             else:
-                job = series.start()
                 assert job.wait() == 0, job.stderr
         series.check_equals(undisturbed)
-    print(f"{num_runs} runs, {came.total() // 2} kills: {dict(came)}")
+    print(f"{num_runs} runs, {came.total()} kills: {dict(came)} {dict(phases)}")
 
 
 def test_killed_downloads_lose_nothing(jobs: Jobs, s3_server: str, s3_faults: FaultProxy, tmp_path: Path) -> None:
@@ -85,27 +85,35 @@ def test_killed_downloads_lose_nothing(jobs: Jobs, s3_server: str, s3_faults: Fa
     s3_faults.delay_s = 0.02
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
-    started = time.monotonic()
     job = jobs.start(undisturbed, "prepare", overrides)
     assert job.wait() == 0, job.stderr
-    longest_s = 1.1 * (time.monotonic() - started)
     came: Counter[str] = Counter()
+    met = []
     num_runs = 0
-    while came.total() // 2 < KILLS // 3:
+    while came.total() < KILLS // 2:
         num_runs += 1
         assert num_runs <= KILLS, "kills that always come too late show nothing"
         folder = tmp_path / f"killed{num_runs}"
         folder.mkdir()
         for _ in range(4):
-            if kill_at_random(jobs.start(folder, "prepare", overrides), draw, longest_s, came) == 0:
-                break
-            check_photos(folder, seed)
+            job = jobs.start(folder, "prepare", overrides)
+            wait_for_requests(job, s3_faults, draw.randrange(1, 110))
+            kill(job, draw, came)
+            met.append(len(check_photos(folder, seed)))
         job = jobs.start(folder, "prepare", overrides)
         assert job.wait() == 0, job.stderr
         assert len(check_photos(folder, seed)) == 90
         assert not [path for path in folder.rglob("*") if path.suffix in (".part", ".tmp")]
         assert results_of(folder) == results_of(undisturbed)
-    print(f"{num_runs} downloads, {came.total() // 2} kills: {dict(came)}")
+    print(f"{num_runs} downloads, {came.total()} kills: {dict(came)}, photos that were there: {met}")
+    assert any(0 < num_photos < 90 for num_photos in met)
+
+
+def wait_for_requests(job: Job, proxy: FaultProxy, number: int) -> None:
+    """Wait until a job has sent so many requests, or ended."""
+    before = proxy.gets.total()
+    while proxy.gets.total() - before < number and job.poll(timeout_s=0.005) is None:
+        pass
 
 
 def check_photos(folder: Path, seed: Path) -> list[Path]:

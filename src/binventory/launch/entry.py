@@ -32,6 +32,7 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
     """
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
+    redact_logs()
     register_resolvers()
     arguments, unknown = get_args_parser().parse_known_args()
     try:
@@ -164,7 +165,6 @@ def _json_plain(value: Any) -> Any:
 
 
 def _start(spec: JobSpec, config: DictConfig) -> tuple[int, Any]:
-    redact_logs()
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         redact_yaml(Path(HydraConfig.get().sweep.dir) / "multirun.yaml")
     world_size = config.trainer.devices if "trainer" in config else 1

@@ -125,7 +125,9 @@ def import_task(task: str) -> Callable[..., Any]:
 
 def report_user_error(error: UserError) -> None:
     """Say what the user can mend, in one line, on stderr."""
-    print(f"error: {redact_text(' '.join(str(error).split()))}", file=sys.stderr)
+    line = redact_text(" ".join(str(error).split()))
+    # A name in the message may be somebody else's: it shall not drive the terminal.
+    print(f"error: {''.join(char if char.isprintable() else '?' for char in line)}", file=sys.stderr)
 
 
 def _raise_on_signals() -> Callable[[], None]:

@@ -94,7 +94,9 @@ def mirror_folder(bucket: str, s3: S3Config, data_dir: str | Path) -> Path:
     """Where a bucket's objects are kept. A custom endpoint has its own folder, so two servers' buckets never mix."""
     root = Path(data_dir) / "s3"
     if s3.endpoint_url is not None:
-        root /= quote(s3.endpoint_url.rstrip("/"), safe="")
+        # Where, not who: a user and a password in the URL are no part of any folder's name.
+        where = re.sub(r"//[^/]*@", "//", s3.endpoint_url).partition("?")[0]
+        root /= quote(where.rstrip("/"), safe="")
     return root / bucket
 
 

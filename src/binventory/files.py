@@ -16,6 +16,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; what was written there becomes `path` when the block ends well.
 
     The folder is made if need be. When the block raises, the temporary file is removed and `path` stays as it was.
+    What the file system says of the temporary file is said of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -24,6 +25,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -168,3 +168,18 @@ def test_guide_command(
     main("predict", [f"run={run}", f"input={guide / 'my' / 'photos'}"])
     assert "150 of 150 photos predicted" in capfd.readouterr().out
     sys.modules.pop("flat", None)
+
+
+def test_every_test_that_the_reliability_page_names_is_there() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [
+        line.rsplit("|", 2)[1] for line in page.splitlines() if line.startswith("| ") and "`" in line.rsplit("|", 2)[1]
+    ]
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"`(?:([\w/]+\.py)(?:::)?)?(\w*)`", row)
+        assert named, row
+        content = ""
+        for file, test in named:
+            content = (ROOT / "tests" / file).read_text() if file else content
+            assert not test or f"def {test}(" in content, f"{file} {test}"

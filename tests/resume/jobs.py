@@ -8,6 +8,7 @@ code and working directory. The ranks of a job are forked too where the product 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -21,6 +22,15 @@ from typing import Any, NoReturn
 
 from tests.running import ROOT
 
+PRELOADED = (
+    "binventory.launch.entry",
+    "binventory.launch.ranks",
+    "binventory.tasks.predict",
+    "binventory.tasks.prepare",
+    "binventory.tasks.train",
+    "sklearn.model_selection",
+    "timm",
+)
 LAUNCH = [sys.executable, "-m", "binventory.launch"]
 
 
@@ -33,6 +43,7 @@ class Jobs:
 
     def __init__(self, *, private_mounts: bool) -> None:
         self.private_mounts = private_mounts
+        self._num_started = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.resume.jobs"]
         if private_mounts:
@@ -52,9 +63,18 @@ class Jobs:
         return json.loads(answer)
 
     def start(self, folder: Path, task: str, overrides: Sequence[str], *, num_ranks: int = 1, **env: str) -> Job:
-        """Start a task in `folder` as its command line would."""
-        with_hops = {"task": task, "argv": list(overrides), "cwd": str(folder), "env": env, "num_ranks": num_ranks}
-        return Job(self, folder, self.ask(**with_hops))
+        """Start a task in `folder` as its command line would.
+
+        Args:
+            num_ranks: so many ranks are forked; any further ones are started as the product does, in seconds.
+            env: environment variables of the job.
+        """
+        self._num_started += 1
+        output = folder / f"job{self._num_started}.out", folder / f"job{self._num_started}.err"
+        for path in output:
+            path.touch()
+        request = {"task": task, "argv": list(overrides), "cwd": str(folder), "env": env, "num_ranks": num_ranks}
+        return Job(self, self.ask(**request, output=[str(path) for path in output]), output)
 
     def mount(self, *arguments: str) -> None:
         """Run mount(8) or umount(8) in the server's namespace."""
@@ -72,12 +92,18 @@ class Jobs:
 
 
 class Job:
-    """One started process. What it writes lies in `<folder>/job-<pid>.out` and `.err`."""
+    """One started process.
 
-    def __init__(self, jobs: Jobs, folder: Path, pid: int) -> None:
+    Args:
+        jobs: the server.
+        pid: of the process, and of its group.
+        output: files that hold its stdout and stderr.
+    """
+
+    def __init__(self, jobs: Jobs, pid: int, output: tuple[Path, Path]) -> None:
         self._jobs = jobs
         self.pid = pid
-        self._output = folder / f"job-{pid}.out", folder / f"job-{pid}.err"
+        self._output = output
         self.exit_code: int | None = None
 
     def wait(self, timeout_s: float = 120) -> int:
@@ -111,15 +137,8 @@ class Job:
 
 def serve() -> None:
     """Obey requests until stdin ends, then kill what is left."""
-    import sklearn.model_selection
-    import timm
-
-    import binventory.launch.entry
-    import binventory.launch.ranks
-    import binventory.tasks.predict
-    import binventory.tasks.prepare
-    import binventory.tasks.train  # noqa: F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # halves what a job costs: its collections, and its end, pass over all that was imported
     running: set[int] = set()
@@ -157,7 +176,7 @@ def _wait(pid: int, timeout_s: float) -> int | None:
 def _run_task(request: dict[str, Any]) -> NoReturn:
     os.setpgid(0, 0)
     os.chdir(request["cwd"])
-    _redirect(f"job-{os.getpid()}.out", f"job-{os.getpid()}.err")
+    _redirect(*request["output"])
     os.environ.update(request["env"])
     if request["num_ranks"] > 1:
         _fork_ranks(request["num_ranks"])

@@ -48,7 +48,7 @@ class Meter(Classification):
             return
         self._leak(os.environ.get(LEAK, ""))
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+        files, threads = (len(list(Path(f"/proc/self/{name}").iterdir())) for name in ("fd", "task"))
         with Path(self._file).open("a") as file:
             file.write(f"{resident} {files} {threads}\n")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,33 @@ def test_full_disk(num_saves: int, lab: Lab, mounted: list[Path]) -> None:
     job = series.start("resume=auto")
     assert job.wait() == 0, job.stderr
     series.check_equals(undisturbed)
+
+
+def test_disk_that_fills_up_to_the_last_byte(lab: Lab, mounted: list[Path]) -> None:
+    """Even the status has room only because some was set aside."""
+    series = lab.series()
+    mount_tmpfs(lab, series.output_dir, 64 * 1024, mounted)
+    job = series.start(plan={"phase": "train", "call": 13, "do": "SIGSTOP"})
+    while "trap:" not in job.stdout:
+        assert job.poll(timeout_s=0.02) is None, job.stderr
+    ballast = lab.jobs.seen(series.output_dir) / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert os.statvfs(ballast).f_bavail == 0
+    job.signal(signal.SIGCONT)
+    assert job.wait() == 1, job.stderr
+    assert series.status["state"] == "failed"
+    assert series.status["exit_code"] == 1
+    error = job.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "No space left on device" in error
+    assert f"{series.output_dir}/train/" in error, "it names the file"
+    assert series.position()["epoch"] == 1, "the earlier checkpoint is as it was"
+    ballast.unlink()
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(lab.undisturbed())
 
 
 def test_read_only_checkpoints(lab: Lab, mounted: list[Path]) -> None:

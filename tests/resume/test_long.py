@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.resume import meter
 from tests.resume.runs import SMALL, Lab
@@ -73,9 +74,10 @@ def test_predictions_stay_flat(lab: Lab) -> None:
     assert leaking["threads"] > 0.9
 
 
+@pytest.mark.long
 def test_a_leak_in_training_is_seen(lab: Lab) -> None:
     """64 KB, one file and one thread per epoch."""
-    gains = meter.slopes(train(lab, "leaking-training", 100, leak="memory files threads"))
+    gains = meter.slopes(train(lab, "leaking-training", NUM_EPOCHS, leak="memory files threads"))
     print(gains)
     assert gains["memory"] > MAX_BYTES_PER_EPOCH
     assert gains["files"] > 0.9

@@ -127,10 +127,12 @@ def test_a_second_process_is_refused_while_the_first_runs(lab: Lab) -> None:
     first = series.start()
     while not list(series.output_dir.glob("train/*/checkpoints/last.ckpt")):
         assert first.poll(timeout_s=0.01) is None, first.stderr
+    first.signal(signal.SIGSTOP)  # so that it is still there when the second comes, however busy the machine
     run = series.run
     second = series.resume_by_folder()
     assert second.wait() == 2, second.stderr
     assert str(first.pid) in second.stderr
+    first.signal(signal.SIGCONT)
     assert first.wait() == 0, first.stderr
     series.check_equals(lab.undisturbed())
     assert json.loads((run / "status.json").read_text())["state"] == "done"

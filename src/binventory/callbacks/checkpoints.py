@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
@@ -22,7 +22,7 @@ from binventory.callbacks.checkpoint_file import (
 from binventory.callbacks.loop_position import Position, fit_loop_state
 from binventory.callbacks.stopping import StopRequest
 from binventory.config.schema import CheckpointConfig
-from binventory.launch.runner import Interrupted
+from binventory.launch.runner import Interrupted, ignore_signals
 from binventory.models.module import CHECKPOINT_KEY
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Checkpoints(Checkpoint):
             num_batches = int(trainer.num_training_batches)
             self._save(trainer, Position(trainer.current_epoch, batch_idx + 1, num_batches, trainer.global_step))
         if signum:
-            raise Interrupted(signum)
+            self._leave(signum)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due, keep the best, and leave if a signal came."""
@@ -123,14 +123,18 @@ class Checkpoints(Checkpoint):
         if is_best and trainer.is_global_zero:
             copy_checkpoint(self.folder / LAST, self.folder / BEST)
         if signum:
-            raise Interrupted(signum)
+            self._leave(signum)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back; one that came after the last look still counts."""
         (signum,) = self._stop.agree(self._stop.signum)
         self._stop.restore()
         if signum:
-            raise Interrupted(signum)
+            self._leave(signum)
+
+    def _leave(self, signum: int) -> NoReturn:
+        ignore_signals()
+        raise Interrupted(signum)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

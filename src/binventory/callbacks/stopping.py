@@ -37,9 +37,10 @@ class StopRequest:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def restore(self) -> None:
-        """Give the signals back to who had them."""
+        """Give the signals back to who had them, unless the process is leaving and ignores them."""
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, handler)
         self._before.clear()
 
     def agree(self, *flags: int) -> tuple[int, ...]:

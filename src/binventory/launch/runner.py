@@ -30,6 +30,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 143
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
@@ -57,16 +58,22 @@ def execute(spec: JobSpec) -> tuple[int, Any]:
     except UserError as error:
         report_user_error(error)
         return EXIT_USER_ERROR, None
-    restore = _raise_on_signals()
+    before = _raise_on_signals()
+    exit_code = EXIT_FAILED
     try:
-        return _run(spec, folder, is_writer)
+        exit_code, result = _run(spec, folder, is_writer)
     finally:
-        restore()
+        if exit_code not in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
         folder.close()
+    return exit_code, result
 
 
 def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
     def status(state: State, exit_code: int | None = None, error: BaseException | None = None) -> None:
+        if state != "running":
+            ignore_signals()
         if is_writer:
             folder.write_status(state, exit_code=exit_code, error=error)
 
@@ -77,6 +84,8 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
             save_config(config, folder.path / "config.yaml")
             _write_provenance(spec, folder.path)
         result = import_task(spec.task)(config, folder.path)
+        status("done", EXIT_DONE)
+        return EXIT_DONE, result
     except UserError as error:
         status("failed", EXIT_USER_ERROR, error)
         if is_writer:  # every rank finds the same; one says so
@@ -100,8 +109,6 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
         status("failed", EXIT_FAILED, error)
         print(redact_text(traceback.format_exc()), file=sys.stderr)
         return EXIT_FAILED, None
-    status("done", EXIT_DONE)
-    return EXIT_DONE, result
 
 
 def _write_provenance(spec: JobSpec, run_dir: Path) -> None:
@@ -130,26 +137,20 @@ def report_user_error(error: UserError) -> None:
     print(f"error: {''.join(char if char.isprintable() else '?' for char in line)}", file=sys.stderr)
 
 
-def _raise_on_signals() -> Callable[[], None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` until the returned function is called.
-
-    After the first of them the process is leaving: further ones are ignored for good, so that none of them breaks off
-    writing the status or changes the exit code.
-    """
-    stopped = False
+def _raise_on_signals() -> dict[signal.Signals, Any]:
+    """Turn SIGINT and SIGTERM into `Interrupted`; return the handlers there were."""
 
     def handle(signum: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
+        ignore_signals()
         raise Interrupted(signum)
 
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    return {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
 
-    def restore() -> None:
-        if not stopped:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
-    return restore
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM from now on: the process is leaving.
+
+    No further one shall break off writing the status or change the exit code.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)

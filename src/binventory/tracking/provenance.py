@@ -60,7 +60,7 @@ def _git() -> dict[str, Any] | None:
     def git(*arguments: str) -> bytes | None:
         try:
             done = subprocess.run(  # noqa: S603  our own arguments
-                ["git", *arguments],  # noqa: S607  the user's own git, wherever it lies
+                ["git", "--no-optional-locks", *arguments],  # noqa: S607  the user's own git, wherever it lies
                 cwd=folder, capture_output=True, check=False, timeout=20,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,24 +56,33 @@ def _processor() -> str:
 
 def _git() -> dict[str, Any] | None:
     """Commit and a hash of what differs from it; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> bytes | None:
-        try:
-            done = subprocess.run(  # noqa: S603  our own arguments
-                ["git", "--no-optional-locks", *arguments],  # noqa: S607  the user's own git, wherever it lies
-                cwd=folder, capture_output=True, check=False, timeout=20,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
+    commit, index = (
+        _run_git("rev-parse", "HEAD"),
+        _run_git("rev-parse", "--path-format=absolute", "--git-path", "index"),
+    )
+    if commit is None or index is None:
         return None
-    diff = git("diff", "HEAD", "--binary") or b""
+    with tempfile.TemporaryDirectory() as folder:
+        # git brings its index up to date while it compares; a kill would leave its lock behind in the user's checkout.
+        copy = Path(folder) / "index"
+        copy.write_bytes(Path(index.decode().strip()).read_bytes())
+        diff = _run_git("diff", "HEAD", "--binary", index=copy) or b""
+        changes = _run_git("status", "--porcelain", index=copy)
     return {
         "commit": commit.decode().strip(),
-        "dirty": bool(git("status", "--porcelain")),
+        "dirty": bool(changes),
         "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
     }
+
+
+def _run_git(*arguments: str, index: Path | None = None) -> bytes | None:
+    """Return what git says of the checkout that this file lies in; None where it has nothing to say."""
+    environment = os.environ if index is None else {**os.environ, "GIT_INDEX_FILE": str(index)}
+    try:
+        done = subprocess.run(  # noqa: S603  our own arguments
+            ["git", *arguments],  # noqa: S607  the user's own git, wherever it lies
+            cwd=Path(__file__).resolve().parent, env=environment, capture_output=True, check=False, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

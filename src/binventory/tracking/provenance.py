@@ -60,12 +60,12 @@ def _git() -> dict[str, Any] | None:
         _run_git("rev-parse", "HEAD"),
         _run_git("rev-parse", "--path-format=absolute", "--git-path", "index"),
     )
-    if commit is None or index is None:
+    if commit is None or index is None or not (own := Path(index.decode().strip())).is_file():
         return None
     with tempfile.TemporaryDirectory() as folder:
         # git brings its index up to date while it compares; a kill would leave its lock behind in the user's checkout.
         copy = Path(folder) / "index"
-        copy.write_bytes(Path(index.decode().strip()).read_bytes())
+        copy.write_bytes(own.read_bytes())
         diff = _run_git("diff", "HEAD", "--binary", index=copy) or b""
         changes = _run_git("status", "--porcelain", index=copy)
     return {

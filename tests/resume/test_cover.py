@@ -14,7 +14,9 @@ from tests.resume.cover import EVERY_CASE, Case, pairs, pairwise
 from tests.resume.jobs import Job
 from tests.resume.runs import BATCHES, EPOCHS, Lab, Series
 
-COVER = pairwise(EVERY_CASE)
+# A signal inside an accumulation window is no pair but a triple.
+IN_WINDOW = Case("SIGTERM", "middle", 0, 1, ema=False, accumulate=3, scheduler="cosine", times=1)
+COVER = [*pairwise(EVERY_CASE), IN_WINDOW]
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "raise": 1, "SIGKILL": -9}
 
 

@@ -65,17 +65,20 @@ def bins(tmp_path: Path) -> dict[str, list[Path]]:
 def test_photos_that_go_or_break_are_left_out_and_named(
     bins: dict[str, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone, cut, untested = bins["train"][0], bins["train"][1], bins["test"][0]
+    gone, cut, swapped = bins["train"][:3]
+    untested = bins["test"][0]
 
     def change() -> None:
         gone.unlink()
         untested.unlink()
         cut.write_bytes(cut.read_bytes()[:600])
+        swapped.write_bytes(bins["train"][3].read_bytes())  # a whole photo, but of another bin with another quantity
 
     with after_first_epoch(tmp_path, change) as rows_then:
         done = train(tmp_path, tmp_path / "source")
     assert rows_then[0] < NUM_EPOCHS, "it was in the middle"
     said = capsys.readouterr()
+    assert f"{swapped.name}: another photo than was indexed" in said.err + said.out
     for photo in (gone, cut, untested):
         assert photo.name in said.err + said.out
     with (done / "predictions.csv").open(newline="") as file:

@@ -13,6 +13,7 @@ from PIL import Image
 from binventory.data.augment import random_flip, uniform
 from binventory.data.loader import PADDING, BatchLoader, BatchSampler, BinDataset, Bins
 from binventory.data.preprocess import IMAGENET_MEAN, Normalize, Preprocessing
+from binventory.data.reading import stamp_of
 from binventory.errors import InputError
 
 
@@ -128,7 +129,8 @@ def test_preprocessing_survives_json_and_normalizes() -> None:
 
 def loader(folder: Path, num_workers: int, *, on_bad: str = "skip", shuffle: bool = True) -> BatchLoader:
     paths = sorted(map(str, folder.glob("*.jpg")))
-    dataset = BinDataset(Bins([Path(path).stem for path in paths], paths, [0] * len(paths)), Preprocessing(16))
+    stamps = [stamp_of(Path(path).stat()) for path in paths]
+    dataset = BinDataset(Bins([Path(path).stem for path in paths], paths, [0] * len(paths), stamps), Preprocessing(16))
     return BatchLoader(dataset, sampler(len(paths), shuffle=shuffle), num_workers=num_workers, on_bad=on_bad)
 
 
@@ -152,13 +154,15 @@ def test_photo_that_vanished_is_left_out_or_named(photos: Path, caplog: pytest.L
     )
     (photos / "07.jpg").unlink()
     (photos / "08.jpg").write_bytes(photo()[:300])
+    (photos / "09.jpg").write_bytes(photo(90, 90))  # a whole one, of which nobody knows the quantity
     seen = torch.cat([batch.position for batch in skipping])
-    assert sorted(seen.tolist()) == [place for place in range(20) if place not in (7, 8)]
-    assert skipping.num_bad == 2
+    assert sorted(seen.tolist()) == [place for place in range(20) if place not in (7, 8, 9)]
+    assert skipping.num_bad == 3
     assert "07.jpg" in caplog.text
     assert "08.jpg" in caplog.text
-    with pytest.raises(InputError, match=r"0[78]\.jpg"):
+    assert "09.jpg: another photo than was indexed" in caplog.text
+    with pytest.raises(InputError, match=r"0[789]\.jpg"):
         list(failing)
     places = torch.cat([batch.position for batch in evaluating])
     assert len(places) == 20
-    assert (places == PADDING).sum() == 2
+    assert (places == PADDING).sum() == 3

@@ -23,7 +23,9 @@ SCHEMAS: dict[str, type] = {
     "prepare": schema.PrepareConfig,
 }
 
-# Nodes whose schema hangs on their `_target_`: (key, is it required).
+ABSENT = object()
+
+# Nodes whose schema hangs on their `_target_`. A task has them or not; null is none of them.
 TARGET_NODES = ("data.reader", "objective", "optimizer", "scheduler")
 
 
@@ -43,8 +45,8 @@ def check_config(task: str, composed: DictConfig) -> DictConfig:
     plain = _resolve(composed)
     checked = _fit(SCHEMAS[task], plain)
     for dotted in TARGET_NODES:
-        node = OmegaConf.select(checked, dotted, default=None)
-        if node is not None:
+        node = OmegaConf.select(checked, dotted, default=ABSENT)
+        if node is not ABSENT:
             _fit_target(dotted, node)
     for name, node in (checked.get("logger") or {}).items():
         _fit_target(f"logger.{name}", node)

@@ -30,6 +30,9 @@ OPTIONAL_GROUPS = ("recipe", "experiment", "debug")
 # Above this many combinations of a sweep each value is checked beside the first value of the other keys instead.
 MAX_CHECKED_COMBINATIONS = 64
 
+MAX_SWEEP_VALUES = 10_000  # of one key; a range of 10**12 is a slip of the keyboard
+MAX_NESTING = 20  # of lists and dicts in a value: far from where Python gives up recursing, in Hydra or after it
+
 
 def compose_checked(
     task: str,
@@ -108,13 +111,34 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         if text.startswith("-"):
             raise ConfigError(f"{text}: no such option; --help lists them")
+        _check_text(text)
         try:
             parsed.append(parser.parse_override(text))
-        except HydraException as error:
-            reason = str(error).splitlines()[0 if not str(error).startswith("Error parsing") else 1]
+        except (HydraException, ValueError) as error:  # ValueError: a number of more digits than int() takes
+            lines = [line for line in str(error).splitlines() if not line.startswith("Error parsing")]
             quoting = "write KEY=VALUE and quote special characters, e.g. 'data.source=\"a=b\"'"
-            raise ConfigError(f"{text}: not a valid override ({reason}); {quoting}") from error
+            raise ConfigError(f"{_shown(text)}: not a valid override ({lines[0]}); {quoting}") from error
+        if not parsed[-1].key_or_group:
+            raise ConfigError(f"{text}: names no key; write KEY=VALUE")
     return parsed
+
+
+def _check_text(text: str) -> None:
+    """Refuse what neither Hydra nor the files of a run can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{_shown(text)}: is not UTF-8; name files and values in UTF-8") from error
+    depth = 0
+    for char in text:  # brackets in quotes count too: nobody has that many
+        depth += (char in "[{(") - (char in "]})")
+        if depth > MAX_NESTING:
+            raise ConfigError(f"{_shown(text)}: nested too deeply; at most {MAX_NESTING} brackets within each other")
+
+
+def _shown(text: str) -> str:
+    cut = text if len(text) <= 200 else f"{text[:199]}…"
+    return cut.encode("utf-8", "backslashreplace").decode()
 
 
 def _combinations(parsed: list[Override], groups: _Groups) -> Iterator[list[Override]]:
@@ -143,7 +167,12 @@ def _sweep_values(override: Override, groups: _Groups) -> list[Override]:
     if isinstance(swept, IntervalSweep):
         texts = [str(swept.start), str(swept.end)]
     elif isinstance(swept, ChoiceSweep | RangeSweep):
-        texts = [str(value) for value in override.sweep_string_iterator()]
+        try:
+            texts = [str(value) for value in itertools.islice(override.sweep_string_iterator(), MAX_SWEEP_VALUES + 1)]
+        except ValueError as error:  # of a range with a step of 0
+            raise ConfigError(f"{override.input_line}: no such range: {error}") from error
+        if len(texts) > MAX_SWEEP_VALUES:
+            raise ConfigError(f"{override.input_line}: over {MAX_SWEEP_VALUES:,} values; name fewer")
     else:
         texts = cast(Glob, swept).filter(groups.options(override.key_or_group))
     if not texts:
@@ -202,6 +231,8 @@ def _check_key(override: Override, base: DictConfig, known: set[str], groups: se
         return
     parent = key.rsplit(".", 1)[0] if "." in key else ""
     if parent and OmegaConf.is_list(OmegaConf.select(base, parent, throw_on_missing=False)):
+        if override.is_delete() or not key.rsplit(".", 1)[1].isdecimal():
+            raise ConfigError(f"{override.input_line}: {parent} is a list; write all of it as {parent}=[…]")
         return
     raise ConfigError(f"{override.input_line}: no such key{did_you_mean(key, known | groups)}")
 

@@ -75,7 +75,7 @@ class BinDataModule(pl.LightningDataModule):
         if self.overfit_batches is None:
             return bins
         keep = slice(0, self.overfit_batches * self.data.batch_size)
-        return Bins(bins.ids[keep], bins.paths[keep], bins.targets[keep])
+        return Bins(bins.ids[keep], bins.paths[keep], bins.targets[keep], bins.stamps[keep])
 
     def _loader(self, bins: Bins, *, shuffle: bool) -> BatchLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -95,9 +95,11 @@ def labelled_bins(prepared: PreparedBins, split: str, counts: list[int]) -> Bins
     """Return the bins of a split with their quantities as positions in `counts`."""
     index = prepared.index
     position = {count: place for place, count in enumerate(counts)}
-    rows = [row for row in index.select(["id", "path", "quantity", "split"]).to_pylist() if row["split"] == split]
+    columns = ["id", "path", "quantity", "split", "bytes", "mtime_ns"]
+    rows = [row for row in index.select(columns).to_pylist() if row["split"] == split]
     return Bins(
         [row["id"] for row in rows],
         [row["path"] for row in rows],
         [position[row["quantity"]] for row in rows],
+        [(row["bytes"], row["mtime_ns"]) for row in rows],
     )

@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited
+from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited, stamp_of
 from binventory.data.text import printable
 from binventory.errors import InputError
 
@@ -40,16 +40,28 @@ class PhotoError(InputError):
         super().__init__(f"{printable(name)}: {self.reason}")
 
 
-def read_photo(path: Path) -> bytes:
+def read_photo(path: Path, stamp: tuple[int, int] | None = None) -> bytes:
     """Read the bytes of a photo.
 
+    Args:
+        path: the file.
+        stamp: its `stamp_of` when it was indexed; another one means that this is not the photo that was labelled.
+
     Raises:
-        PhotoError: the file cannot be read, is no regular file (a pipe would block for ever) or is over 64 MiB.
+        PhotoError: the file cannot be read, is no regular file (a pipe would block for ever), is over 64 MiB, or has
+            another stamp.
     """
     try:
-        return read_limited(path, MAX_PHOTO_BYTES)
+        data = read_limited(path, MAX_PHOTO_BYTES)
+        # after reading: a file that was put there meanwhile counts too
+        is_another = stamp is not None and stamp_of(path.stat()) != stamp
     except UnreadableError as error:
         raise PhotoError(str(path), f"file {error}") from error
+    except OSError as error:
+        raise PhotoError(str(path), f"file cannot be read: {error.strerror}") from error
+    if is_another:
+        raise PhotoError(str(path), "another photo than was indexed")
+    return data
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:

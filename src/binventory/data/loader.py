@@ -30,6 +30,7 @@ class Bins(NamedTuple):
     ids: list[str]
     paths: list[str]
     targets: list[int]  # positions in `counts`
+    stamps: list[tuple[int, int]]  # `stamp_of` each photo when it was indexed
 
 
 class Batch(NamedTuple):
@@ -73,7 +74,7 @@ class BinDataset(Dataset[Sample]):
             return Sample(nothing, 0, PADDING, None)
         path = self.bins.paths[index]
         try:
-            pixels = self.preprocessing.pixels(read_photo(Path(path)), path)
+            pixels = self.preprocessing.pixels(read_photo(Path(path), self.bins.stamps[index]), path)
         except PhotoError as error:
             return Sample(nothing, 0, PADDING, str(error))
         return Sample(pixels, self.bins.targets[index], index, None)

@@ -12,7 +12,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from binventory.launch.runner import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from binventory.launch.runner import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    STOP_SIGNALS,
+    ignore_signals,
+)
 from binventory.launch.spec import JobSpec
 from binventory.tracking.run_folder import RunFolder
 
@@ -78,25 +85,34 @@ def end_with_parent() -> None:
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
     """Wait for all ranks and return their exit codes; negative: the signal that killed one."""
+    was_stopped = False
 
-    def send(signum: int, _frame: FrameType | None) -> None:
+    def send(signum: int) -> None:
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(signum)
 
-    before = {signum: signal.signal(signum, send) for signum in (signal.SIGINT, signal.SIGTERM)}
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        nonlocal was_stopped
+        was_stopped = True
+        send(signum)
+
+    before = {signum: signal.signal(signum, pass_on) for signum in STOP_SIGNALS}
     try:
         deadline = None
         while None in (codes := [process.poll() for process in ranks]):
             if deadline is None and (ended := next((code for code in codes if code), 0)):
                 deadline = time.monotonic() + GRACE_S
-                send(signal.SIGINT if ended in (EXIT_INTERRUPTED, -signal.SIGINT) else signal.SIGTERM, None)
+                send(signal.SIGINT if ended in (EXIT_INTERRUPTED, -signal.SIGINT) else signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:
-                send(signal.SIGKILL, None)
+                send(signal.SIGKILL)
             time.sleep(0.05)
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        if was_stopped:  # this process is leaving too
+            ignore_signals()
+        else:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
     return [process.returncode for process in ranks]
 
 

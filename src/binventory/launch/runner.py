@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -31,6 +31,7 @@ EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 143
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_this_process = SimpleNamespace(is_leaving=False)
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
@@ -139,10 +140,13 @@ def report_user_error(error: UserError) -> None:
 
 def _raise_on_signals() -> dict[signal.Signals, Any]:
     """Turn SIGINT and SIGTERM into `Interrupted`; return the handlers there were."""
+    _this_process.is_leaving = False
 
     def handle(signum: int, _frame: FrameType | None) -> None:
-        ignore_signals()
-        raise Interrupted(signum)
+        # Lightning puts this handler back when it is torn down, also after the signals were ignored.
+        if not _this_process.is_leaving:
+            ignore_signals()
+            raise Interrupted(signum)
 
     return {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
 
@@ -152,5 +156,6 @@ def ignore_signals() -> None:
 
     No further one shall break off writing the status or change the exit code.
     """
+    _this_process.is_leaving = True
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

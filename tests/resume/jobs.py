@@ -28,6 +28,7 @@ PRELOADED = (
     "binventory.tasks.predict",
     "binventory.tasks.prepare",
     "binventory.tasks.train",
+    "boto3",
     "sklearn.model_selection",
     "timm",
 )

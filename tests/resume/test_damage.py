@@ -16,7 +16,7 @@ from binventory.errors import InputError
 from tests.resume.compare import flat
 from tests.resume.runs import Lab
 
-NUM_FLIPS = int(os.environ.get("TEST_DAMAGE_FLIPS", "300"))
+NUM_FLIPS = int(os.environ.get("TEST_DAMAGE_FLIPS", "200"))
 NUM_CUTS = int(os.environ.get("TEST_DAMAGE_CUTS", "100"))
 # Averaged weights, raw ones and an optimizer: everything that a checkpoint can hold.
 OVERRIDES = ("callbacks.ema.decay=0.8",)

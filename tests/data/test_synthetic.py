@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from binventory.data.synthetic.bins import COUNT_SHARES, make_bin, plan_bin
 from binventory.data.synthetic.folder import BATCH, draw_folder
 from binventory.data.synthetic.photo import draw_photo
 from binventory.errors import ConfigError, InputError
+from binventory.files import locked
 from tests.s3 import s3_config
 
 NUM_BINS = 1500
@@ -135,6 +137,35 @@ def test_two_at_once_draw_into_one_folder(tmp_path: Path) -> None:
     assert [process.wait() for process in both] == [0, 0]
     draw_folder(tmp_path / "alone", num_bins=60, photo_size=64, seed=0)
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+
+
+def test_what_another_draws_meanwhile_is_not_drawn_again(tmp_path: Path) -> None:
+    """A photo that is replaced is another photo to a run that has indexed it."""
+    folder = tmp_path / "bins"
+    script = (
+        "from pathlib import Path; from binventory.data.synthetic.folder import draw_folder\n"
+        f"draw_folder(Path({str(folder)!r}), num_bins=60, photo_size=64, seed=0)"
+    )
+    folder.mkdir()
+    with locked(tmp_path / "bins.lock"):
+        other = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+        assert other.stderr is not None
+        assert "waiting for another process" in other.stderr.readline()
+        assert not (folder / "bin-images").exists()
+        shutil.copytree(draw(tmp_path / "drawn"), folder, dirs_exist_ok=True)
+        before = stamps(folder)
+    assert other.wait(timeout=60) == 0
+    other.stderr.close()
+    assert stamps(folder) == before
+
+
+def draw(folder: Path) -> Path:
+    draw_folder(folder, num_bins=60, photo_size=64, seed=0)
+    return folder
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in folder.glob("bin-images/*")}
 
 
 # As a source

@@ -22,8 +22,9 @@ from binventory.callbacks.checkpoint_file import (
 from binventory.callbacks.loop_position import Position, fit_loop_state
 from binventory.callbacks.stopping import StopRequest
 from binventory.config.schema import CheckpointConfig
-from binventory.launch.runner import Interrupted, ignore_signals
+from binventory.launch.runner import Interrupted, Pruned, ignore_signals
 from binventory.models.module import CHECKPOINT_KEY
+from binventory.tracking.run_folder import PRUNE_REQUEST
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,9 @@ class Checkpoints(Checkpoint):
         is_last = trainer.is_last_batch
         if not is_last and (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        is_due, signum = self._stop.agree(self._is_step_due(trainer), self._stop.signum)
+        is_due, signum, is_pruned = self._stop.agree(
+            self._is_step_due(trainer), self._stop.signum, self._is_prune_asked(trainer)
+        )
         if is_last and not signum:
             self._is_due = bool(is_due)  # the end of the epoch is a few moments away
         elif is_due or signum:
@@ -108,6 +111,8 @@ class Checkpoints(Checkpoint):
             self._save(trainer, Position(trainer.current_epoch, batch_idx + 1, num_batches, trainer.global_step))
         if signum:
             self._leave(signum)
+        if is_pruned:
+            raise Pruned
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due, keep the best, and leave if a signal came."""
@@ -146,6 +151,9 @@ class Checkpoints(Checkpoint):
             return 1
         # Clocks differ between ranks; the largest of their answers counts.
         return int(minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
+
+    def _is_prune_asked(self, trainer: pl.Trainer) -> int:
+        return int(trainer.is_global_zero and (self.folder.parent / PRUNE_REQUEST).exists())
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
         if self.monitor is None:

@@ -25,6 +25,10 @@ SCHEMAS: dict[str, type] = {
 
 ABSENT = object()
 
+# `${if_positive:NUMBER,VALUE}`: VALUE, or null where NUMBER is 0. Registered here and not by an entry point, so that it
+# is there wherever a config is resolved: in tests, and in workers that another launcher started.
+OmegaConf.register_new_resolver("if_positive", lambda number, value: None if number == 0 else value, replace=True)
+
 # Nodes whose schema hangs on their `_target_`. A task has them or not; null is none of them.
 TARGET_NODES = ("data.reader", "objective", "optimizer", "scheduler")
 

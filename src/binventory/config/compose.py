@@ -27,6 +27,13 @@ CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 # Groups that a config can do without.
 OPTIONAL_GROUPS = ("recipe", "experiment", "debug")
 
+# Choices that a plugin of another package brings, and the extra that installs it.
+PLUGIN_EXTRAS = {
+    "hydra/launcher=submitit_local": "submitit",
+    "hydra/launcher=submitit_slurm": "submitit",
+    "hydra/launcher=ray": "ray",
+}
+
 # Above this many combinations of a sweep each value is checked beside the first value of the other keys instead.
 MAX_CHECKED_COMBINATIONS = 64
 
@@ -136,6 +143,11 @@ def _check_text(text: str) -> None:
             raise ConfigError(f"{_shown(text)}: nested too deeply; at most {MAX_NESTING} brackets within each other")
 
 
+def quote_value(value: object) -> str:
+    """Quote a value so that Hydra's grammar takes it as it is."""
+    return "'{}'".format(str(value).replace("'", "\\'"))
+
+
 def _shown(text: str) -> str:
     cut = text if len(text) <= 200 else f"{text[:199]}…"
     return cut.encode("utf-8", "backslashreplace").decode()
@@ -215,6 +227,8 @@ def _check_group_choice(override: Override, groups: _Groups) -> None:
         raise ConfigError(f"{group}=null: no choice; {without}")
     for choice in chosen if isinstance(chosen, list) else [chosen]:
         if str(choice) not in options:
+            if (extra := PLUGIN_EXTRAS.get(f"{group}={choice}")) is not None:
+                raise ConfigError(f"{group}={choice}: is not installed; pip install 'binventory[{extra}]'")
             hint = did_you_mean(str(choice), options) or "; choose one of " + ", ".join(options)
             raise ConfigError(f"{group}={choice}: no such choice{hint}")
 

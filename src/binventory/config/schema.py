@@ -277,6 +277,7 @@ class TrainConfig:
     resume: Optional[str] = key("run folder to go on with, or auto: the newest unfinished one of this config")
     resume_changed: bool = key("go on although values that change what the run computes differ")
     objective_metric: Optional[str] = key("what the best epoch and every sweep go by, e.g. val/accuracy")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -292,6 +293,7 @@ class PredictConfig:
     num_workers: Optional[int] = key("decoding threads; null: one per core", ge=1, le=256)
     accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
     contact_sheet: int = key("photos on the contact sheet of the least certain; 0: none", ge=0, le=400)
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -306,6 +308,7 @@ class EvaluateConfig:
     batch_size: int = key("photos per batch", ge=1)
     num_workers: Optional[int] = key("decoding threads; null: one per core", ge=1, le=256)
     accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -318,4 +321,5 @@ class PrepareConfig:
     data: DataConfig = field(default_factory=DataConfig)
     layout: Optional[str] = key("a copy of the photos for other tools", choices=("imagefolder",))
     output: Optional[str] = key("folder of that layout; null: below paths.data_dir")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
     check: bool = key("validate and print the config, run nothing")

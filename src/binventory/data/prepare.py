@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, PathsConfig, S3Config
@@ -26,7 +25,7 @@ from binventory.data.sources.file_list import read_file_list
 from binventory.data.splits import TEST, TRAIN, VAL, check_no_empty_count, grouped_split, report_split, share_deviation
 from binventory.data.summary import Summary, summarize
 from binventory.errors import ConfigError, InputError
-from binventory.files import atomic_path
+from binventory.files import atomic_path, locked
 
 FORMAT = 1  # part of every cache key: raise it when what is read from a file changes
 MAX_SHARE_DEVIATION = 0.02
@@ -110,7 +109,7 @@ def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> IndexedBin
         absent = f" ({len(listing.absent)} listed ones are absent)" if listing.absent else ""
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
     folder = Path(paths.cache_dir) / "index" / _source_key(data)
-    with _writing(folder), _lock(folder / "lock"):
+    with _writing(folder), locked(folder / "lock"):
         index, items = build_index(listing, folder / "scan.parquet")
     summary = summarize(index, source=data.source, absent=len(listing.absent), counts=list(data.counts))
     _judge(index, summary, data)
@@ -222,20 +221,6 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"paths.cache_dir: {folder} cannot be written to ({reason}); name another folder") from error
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"waiting for another process that reads the same photos ({path})", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _source_key(data: DataConfig) -> str:

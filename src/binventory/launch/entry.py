@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
-from binventory.config.check import check_config
-from binventory.config.compose import CONFIG_DIR, compose_checked
-from binventory.errors import ConfigError, InputError, UserError
-from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
-from binventory.launch.spec import JobSpec
-from binventory.tracking.resume import AUTO, check_unchanged, find_run, overrides_to_resume, task_path
-from binventory.tracking.run_folder import RunFolder, register_resolvers
+from binventory.config.compose import CONFIG_DIR, compose_checked, quote_value
+from binventory.errors import ConfigError, UserError
+from binventory.launch.frozen import folder_to_resume, freeze
+from binventory.launch.ranks import run_spec
+from binventory.launch.runner import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, report_user_error
+from binventory.tracking.resume import AUTO, overrides_to_resume
+from binventory.tracking.run_folder import register_resolvers
+from binventory.tracking.sweep_record import overrides_to_resume_sweep
 
 
 def main(task_name: str, argv: list[str] | None = None) -> None:
@@ -52,10 +51,11 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
 
     Exits with code 0 where nothing is to be run.
     """
-    is_multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
-    overrides, named = given, None if is_multirun else _named_run(given)
-    if named is not None:
-        overrides = overrides_to_resume(named, task_name, given)
+    overrides, is_multirun = given, arguments.multirun or "hydra.mode=MULTIRUN" in given
+    if (sweep := _named("resume_sweep", given)) is not None:
+        overrides, is_multirun = overrides_to_resume_sweep(sweep, task_name, given), True
+    elif not is_multirun and (run := _named("resume", given)) is not None:
+        overrides = overrides_to_resume(run, task_name, given)
     configs = compose_checked(
         task_name,
         overrides,
@@ -73,40 +73,17 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
         if config.get("resume") not in (None, AUTO):
             raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
         return overrides
-    folder = _folder_to_resume(task_name, config)
+    folder = folder_to_resume(task_name, config)
     # Hydra makes the folder of the job; a resumed one is named to it.
-    return overrides if folder is None else [*overrides, "hydra.run.dir='{}'".format(str(folder).replace("'", "\\'"))]
+    return overrides if folder is None else [*overrides, f"hydra.run.dir={quote_value(folder)}"]
 
 
-def _named_run(overrides: list[str]) -> Path | None:
-    """Return the run folder of `resume=DIR`, whose own command comes before what is added to it."""
-    named = [override.split("=", maxsplit=1)[1] for override in overrides if override.startswith("resume=")]
+def _named(key: str, overrides: Sequence[str]) -> Path | None:
+    """Return the folder of `resume=DIR` or `resume_sweep=DIR`, whose own command comes before what is added to it."""
+    named = [override.split("=", maxsplit=1)[1] for override in overrides if override.startswith(f"{key}=")]
     if not named or named[-1] in ("", "null", AUTO):
         return None
     return Path(named[-1].strip("'\""))
-
-
-def _folder_to_resume(task_name: str, config: DictConfig) -> Path | None:
-    """Return the run folder that a checked config goes on with; None for a new one.
-
-    Exits with code 0 where that run is done and nothing is left to do.
-    """
-    resume = config.get("resume")
-    if resume is None:
-        return None
-    plain = to_plain(config)
-    folder = find_run(task_name, plain) if resume == AUTO else Path(resume)
-    if folder is None:
-        print("resume=auto: no run of this config to go on with, this is a new one", flush=True)
-        return None
-    if (pid := RunFolder(folder).writer()) is not None:
-        raise InputError(f"resume={folder}: process {pid} writes this run; wait for it or stop it")
-    has_changed = check_unchanged(folder, plain, allowed=config.resume_changed)
-    if RunFolder(folder).read_state() == "done" and not has_changed:
-        print(f"resume={folder}: this run is done; nothing is left to do", flush=True)
-        sys.exit(0)
-    print(f"resume={resume}: going on with {folder}", flush=True)
-    return folder.resolve()
 
 
 def _is_hydras_own(arguments: Any) -> bool:
@@ -125,62 +102,29 @@ def _refuse(arguments: Any) -> None:
 
 
 def _job(task_name: str) -> Callable[[DictConfig], Any]:
-    """Return the function that Hydra calls once per job."""
+    """Return the function that Hydra calls once per job. Our own launchers only look at its `task_name`."""
 
     def job(composed: DictConfig) -> Any:
-        # A sweep is checked by values before it starts; here each job's own combination is.
+        is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            config = check_config(task_name, composed)
+            spec = freeze(task_name, composed)
         except UserError as error:
+            if is_multirun:
+                raise  # one job's fault: Hydra tells the sweeper
             report_user_error(error)
             sys.exit(EXIT_USER_ERROR)
-        spec = freeze(task_name, config)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and config.get("resume") is not None:
-            # Each job of a sweep goes on with the run of its own config.
-            folder = _folder_to_resume(task_name, config)
-            spec = replace(spec, run_dir=str(folder)) if folder else spec
-        exit_code, result = _start(spec, config)
-        if exit_code != 0:
-            sys.exit(exit_code)
-        return result
+        if is_multirun:  # Hydra's own sweeper wrote it as it is
+            redact_yaml(Path(HydraConfig.get().sweep.dir) / "multirun.yaml")
+        exit_code, result = run_spec(spec)
+        if exit_code == 0:
+            return result
+        if is_multirun and exit_code not in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+            raise JobError(f"{spec.run_dir}: ended with exit code {exit_code}")
+        sys.exit(exit_code)
 
+    job.task_name = task_name  # type: ignore[attr-defined]
     return job
 
 
-def freeze(task_name: str, config: DictConfig) -> JobSpec:
-    """Freeze the job that Hydra is running now."""
-    hydra_config = HydraConfig.get()
-    frozen_hydra = OmegaConf.to_container(OmegaConf.create({"hydra": hydra_config}), resolve=False)
-    assert isinstance(frozen_hydra, dict)
-    return JobSpec(
-        task=task_path(task_name),
-        config={**to_plain(config), "hydra": _json_plain(frozen_hydra["hydra"])},
-        run_dir=str(Path(hydra_config.runtime.output_dir)),
-        overrides=list(hydra_config.overrides.task),
-    )
-
-
-def _json_plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=lambda item: item.name if isinstance(item, RunMode) else str(item)))
-
-
-def _start(spec: JobSpec, config: DictConfig) -> tuple[int, Any]:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        redact_yaml(Path(HydraConfig.get().sweep.dir) / "multirun.yaml")
-    world_size = config.trainer.devices if "trainer" in config else 1
-    if world_size == 1:
-        return execute(spec)
-    from binventory.launch.ranks import run_ranks
-
-    exit_code = run_ranks(spec, world_size)
-    return exit_code, None if exit_code else returned_value(Path(spec.run_dir), config)
-
-
-def returned_value(run_dir: Path, config: DictConfig) -> float | None:
-    """Return the objective metric that a finished run wrote."""
-    metric = config.get("objective_metric")
-    if metric is None:
-        return None
-    split, _, name = metric.partition("/")
-    value: float = json.loads((run_dir / "metrics.json").read_text())[split][name]
-    return value
+class JobError(RuntimeError):
+    """A job of a sweep failed; its run folder says why."""

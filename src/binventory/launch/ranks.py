@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from binventory.launch.runner import (
     EXIT_FAILED,
@@ -18,6 +21,7 @@ from binventory.launch.runner import (
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     STOP_SIGNALS,
+    execute,
     ignore_signals,
 )
 from binventory.launch.spec import JobSpec
@@ -30,6 +34,26 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 class RankError(RuntimeError):
     """A rank of a job ended early."""
+
+
+def run_spec(spec: JobSpec) -> tuple[int, Any]:
+    """Run a job: in this process, or on one process a device; as `execute`."""
+    world_size = spec.config.get("trainer", {}).get("devices", 1)
+    if world_size == 1:
+        return execute(spec)
+    exit_code = run_ranks(spec, world_size)
+    return exit_code, None if exit_code else returned_value(Path(spec.run_dir), spec.config)
+
+
+def returned_value(run_dir: Path, config: Mapping[str, Any]) -> float | None:
+    """Return the objective metric that a finished run wrote; None where it has none."""
+    metric = config.get("objective_metric")
+    path = run_dir / "metrics.json"
+    if metric is None or not path.exists():  # a pruned run has no final figures
+        return None
+    split, _, name = metric.partition("/")
+    value: float | None = json.loads(path.read_text())[split][name]
+    return value
 
 
 def run_ranks(spec: JobSpec, world_size: int) -> int:

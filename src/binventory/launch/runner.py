@@ -43,6 +43,10 @@ class Interrupted(BaseException):
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_PREEMPTED
 
 
+class Pruned(BaseException):
+    """The sweep asked this job to stop; not an Exception, as Interrupted."""
+
+
 def execute(spec: JobSpec) -> tuple[int, Any]:
     """Run a job in this process.
 
@@ -92,6 +96,9 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
         if is_writer:  # every rank finds the same; one says so
             report_user_error(error)
         return EXIT_USER_ERROR, None
+    except Pruned:
+        status("pruned", EXIT_DONE)
+        return EXIT_DONE, None
     except (Interrupted, KeyboardInterrupt) as error:
         exit_code = error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
         status("preempted", exit_code, error)
@@ -106,7 +113,7 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
         elif is_writer:  # the machine's fault: one line says what to mend, status.json has the traceback
             print(f"error: {redact_text(str(error))}", file=sys.stderr)
         return EXIT_FAILED, None
-    except Exception as error:  # noqa: BLE001  the one place where a defect becomes a status and exit code 1
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the one place where a defect becomes a status and code 1
         status("failed", EXIT_FAILED, error)
         print(redact_text(traceback.format_exc()), file=sys.stderr)
         return EXIT_FAILED, None

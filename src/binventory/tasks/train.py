@@ -24,6 +24,7 @@ from binventory.data.preprocess import Preprocessing
 from binventory.distributed import all_gather_objects, is_distributed
 from binventory.errors import ConfigError
 from binventory.files import write_json
+from binventory.launch.runner import Pruned
 from binventory.models.backbones import freeze, make_backbone
 from binventory.models.module import CHECKPOINT_KEY, BinCounter
 from binventory.models.network import BinNetwork
@@ -99,6 +100,9 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
     try:
         yield
         done = True
+    except Pruned:
+        done = True  # as it was meant
+        raise
     finally:
         finish_loggers(trainer.loggers, failed=not done)
         if is_distributed():

@@ -21,12 +21,10 @@ from binventory.config.capture import to_plain
 from binventory.config.schema import TrainConfig
 from binventory.data.datamodule import BinDataModule
 from binventory.errors import ConfigError
+from binventory.metrics.direction import direction
 from binventory.models.module import CHECKPOINT_KEY
 from binventory.tracking.loggers import make_loggers
 from binventory.tracking.resume import maths_of
-
-# Of these, more is better; of every other metric, less.
-MAXIMIZED = ("accuracy", "within_one")
 
 
 def make_callbacks(
@@ -70,11 +68,6 @@ def _has_changed(resumed: Path, facts: dict[str, Any], *, allowed: bool) -> bool
                 " add resume_changed=true to go on from the start of its epoch all the same"
             )
     return any(before[name] != facts[name] for name in facts)
-
-
-def direction(metric: str) -> str:
-    """Return max or min: which way a metric is better."""
-    return "max" if metric.rsplit("/", maxsplit=1)[-1] in MAXIMIZED else "min"
 
 
 def make_trainer(

@@ -20,7 +20,7 @@ AUTO = "auto"
 FINAL_STATES = ("done", "pruned")
 
 # Two runs of one config are the same experiment whatever these say.
-OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "logger", "paths")
+OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "resume_sweep", "logger", "paths")
 
 # A run may go on under other values of these without being asked twice: no number it computes depends on them. Where
 # the photos lie is one of them because the checkpoint knows the data's fingerprint.

@@ -21,6 +21,8 @@ from binventory.files import remove_leftovers, write_json
 State = Literal["queued", "running", "done", "failed", "preempted", "pruned"]
 
 LOCK, LOCK_TRIES = ".lock", 10
+WRITER_WAIT_S = 90.0
+PRUNE_REQUEST = ".prune"
 RESERVE, RESERVE_BYTES = ".reserve", 64 * 1024  # a status with a traceback fits in
 
 
@@ -52,6 +54,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "sweep_dir", lambda root: str(make_run_folder(Path(root) / "sweeps")), use_cache=True, replace=True
     )
+
+
+def request_prune(run_dir: Path) -> None:
+    """Ask the job that writes this run folder to stop at its next step, as pruned."""
+    (run_dir / PRUNE_REQUEST).touch()
 
 
 class RunFolder:
@@ -106,6 +113,18 @@ class RunFolder:
             return None if _try_lock(lock) else os.read(lock, 32).decode().strip() or "unknown"
         finally:
             os.close(lock)
+
+    def wait_for_writer(self, timeout_s: float = WRITER_WAIT_S) -> None:
+        """Wait until no process writes this folder: one whose parent was killed saves before it leaves.
+
+        Raises:
+            InputError: it still does after so long; names its pid.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (pid := self.writer()) is not None:
+            if time.monotonic() > deadline:
+                raise InputError(f"{self.path}: process {pid} writes this run; wait for it or stop it")
+            time.sleep(0.1)
 
     def close(self) -> None:
         """Give the lock back."""

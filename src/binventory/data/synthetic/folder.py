@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 from binventory.data.progress import track
 from binventory.data.synthetic.bins import Plan, make_bin, metadata_of, plan_bin
 from binventory.data.synthetic.photo import draw_photo
-from binventory.files import write_bytes, write_json, write_text
+from binventory.files import locked, write_bytes, write_json, write_text
 
+FILE_LIST = "file_list.json"
 BATCH = 32  # bins that a process draws and writes at a time
 WRITERS = 8  # files of a batch in flight: each waits for the disk
 
@@ -21,8 +23,8 @@ WRITERS = 8  # files of a batch in flight: each waits for the disk
 def draw_folder(folder: Path, *, num_bins: int, photo_size: int, seed: int) -> None:
     """Draw bins into `folder`: bin-images/ID.jpg, metadata/ID.json and, last, file_list.json.
 
-    What is there already is kept, so a run that was killed is gone on with; files appear whole or not at all, so two
-    may draw into one folder at once. On all cores.
+    What is there already is kept, so a run that was killed is gone on with. Of two that draw at once, one waits:
+    a photo that was drawn again would be another one to a run that has indexed it. On all cores.
 
     Args:
         folder: made if need be; it must hold no bins of other options.
@@ -34,21 +36,28 @@ def draw_folder(folder: Path, *, num_bins: int, photo_size: int, seed: int) -> N
         OSError: a file cannot be written.
     """
     plans = [plan_bin(seed, index) for index in range(num_bins)]
-    missing = _missing(folder, plans)
+    if (folder / FILE_LIST).exists() and not _missing(folder, plans):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        missing = _missing(folder, plans)
+        _draw(missing, partial(_draw_batch, folder=folder, photo_size=photo_size, seed=seed))
+        listing = {str(count): _entries(plans, count) for count in sorted({plan.quantity for plan in plans})}
+        write_json(folder / FILE_LIST, listing)
+
+
+def _draw(missing: list[int], draw: Callable[[list[int]], list[int]]) -> None:
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
-    draw = partial(_draw_batch, folder=folder, photo_size=photo_size, seed=seed)
     if len(batches) <= 2:  # a process would take longer to start
         for batch in batches:
             draw(batch)
-    else:
-        workers = min(len(os.sched_getaffinity(0)), len(batches))
-        # spawn: the caller may hold threads and locks, which a fork would copy; a pool's workers end with their parent
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            drawn = (index for batch in pool.imap_unordered(draw, batches) for index in batch)
-            for _ in track(drawn, len(missing), "drawing bins"):
-                pass
-    listing = {str(count): _entries(plans, count) for count in sorted({plan.quantity for plan in plans})}
-    write_json(folder / "file_list.json", listing)
+        return
+    workers = min(len(os.sched_getaffinity(0)), len(batches))
+    # spawn: the caller may hold threads and locks, which a fork would copy; a pool's workers end with their parent
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        drawn = (index for batch in pool.imap_unordered(draw, batches) for index in batch)
+        for _ in track(drawn, len(missing), "drawing bins"):
+            pass
 
 
 def _missing(folder: Path, plans: list[Plan]) -> list[int]:

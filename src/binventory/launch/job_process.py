@@ -1,0 +1,153 @@
+"""What a process of the pool does: it runs one frozen job, or one of a task that is not ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from binventory.launch.pool import GRACE_S, Share
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+LOG = "output.log"
+
+
+def run_frozen(share: Share, path: str, environment: Mapping[str, str]) -> None:
+    """Run the job spec at `path`, its output in `output.log` beside it, and exit with the job's exit code.
+
+    Args:
+        share: what the job may use of this machine.
+        path: job.json of a run folder.
+        environment: all variables of the job; they hold the secrets that the file does not.
+    """
+    _settle(share, environment)
+    _redirect(Path(path).with_name(LOG))
+    from binventory.config.capture import redact_logs
+    from binventory.errors import UserError
+    from binventory.launch.ranks import run_spec
+    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+    from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
+
+    redact_logs()
+    try:
+        spec = JobSpec.load(Path(path))
+    except UserError as error:
+        report_user_error(error)
+        sys.exit(EXIT_USER_ERROR)
+    os.environ.pop(SECRETS_VARIABLE, None)  # not for the processes that the job starts
+    _limit_threads(share)
+    sys.exit(run_spec(spec)[0])
+
+
+def run_foreign(share: Share, answer: str, packed: bytes, environment: Mapping[str, str]) -> None:
+    """Run a task of another Hydra application as Hydra's own launchers do, and hand its JobReturn back.
+
+    Args:
+        share: what the job may use of this machine.
+        answer: file that the pickled JobReturn goes to.
+        packed: what `pack` made.
+        environment: all variables of the job.
+    """
+    _settle(share, environment)
+    import cloudpickle
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import JobStatus, run_job, setup_globals
+
+    setup_globals()
+    # From the process that started this one, through a pipe: no file, nobody else's.
+    context, state, task, config = cloudpickle.loads(packed)
+    Singleton.set_state(state)
+    returned = run_job(
+        hydra_context=context,
+        task_function=_imported(task) if isinstance(task, str) else task,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    Path(answer).write_bytes(_packed_return(returned))
+    sys.exit(0 if returned.status == JobStatus.COMPLETED else 1)
+
+
+def pack(context: Any, state: Any, task: Any, config: Any) -> bytes:
+    """Pack what `run_foreign` needs: Hydra's context, its singletons, the task (or its name) and the job's config."""
+    import cloudpickle
+
+    packed: bytes = cloudpickle.dumps((context, state, task, config))
+    return packed
+
+
+def _packed_return(returned: JobReturn) -> bytes:
+    import cloudpickle
+
+    try:
+        packed: bytes = cloudpickle.dumps(returned)
+    except Exception as error:  # noqa: BLE001  whatever a task returns or raises may refuse to be pickled
+        from hydra.core.utils import JobStatus
+
+        returned.status = JobStatus.FAILED
+        returned.return_value = RuntimeError(f"what the job returned cannot be pickled: {error}")
+        packed = cloudpickle.dumps(returned)
+    return packed
+
+
+def _imported(task: str) -> Any:
+    """Find `module:function`; a script that was run is imported again under this name by multiprocessing."""
+    import importlib
+
+    module, _, name = task.partition(":")
+    return getattr(sys.modules["__mp_main__"] if module == "__main__" else importlib.import_module(module), name)
+
+
+def _settle(share: Share, environment: Mapping[str, str]) -> None:
+    # A group of its own: Ctrl-C on the terminal is for the sweep, which passes it on, once.
+    os.setsid()
+    _end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.environ["OMP_NUM_THREADS"] = str(share.threads)
+    if share.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+
+
+def _limit_threads(share: Share) -> None:
+    # torch was imported by the server, so it does not look at OMP_NUM_THREADS any more.
+    import torch
+
+    torch.set_num_threads(share.threads)
+
+
+def _end_with_parent() -> None:
+    """End this process, as SIGTERM does, when the sweep's process ends, however that ends.
+
+    Its parent in Linux's eyes is the server, which lives as long as its children do.
+    """
+    sweep = parent_process()
+    assert sweep is not None
+
+    def watch() -> None:
+        sweep.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _redirect(path: Path) -> None:
+    """Let everything that this process and its children print go to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a killed job's last line counts

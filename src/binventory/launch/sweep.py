@@ -1,0 +1,315 @@
+"""Run the jobs of a sweep: whatever happens to one of them, the others go on and nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+
+from binventory.config.capture import redact
+from binventory.errors import InputError, UserError
+from binventory.files import write_text
+from binventory.launch.handle import JobHandle
+from binventory.launch.runner import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, report_user_error
+from binventory.reports.sweep_table import SweepDisplay
+from binventory.tracking.epochs import read_epochs
+from binventory.tracking.run_folder import RunFolder, request_prune
+from binventory.tracking.sweep_record import SWEEP_FILE, SweepJob, SweepRecord, now, one_line
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HINTS: dict[int, str] = {signal.SIGKILL: " (out of memory, or kill -9)"}
+
+
+class Sweep:
+    """The jobs of one sweep, their record, their table, and what a signal does to them.
+
+    A launcher with `submit`, `as_completed` and `cancel` starts each job as soon as there is room. With any other,
+    jobs that are submitted wait until `as_completed`, which launches them as one blocking batch.
+
+    Args:
+        launcher: the launcher that Hydra made.
+        task_function: what Hydra was given to run; of ours it has a `task_name`.
+        config: the sweep's composed config.
+
+    Raises:
+        InputError: the folder holds another sweep, or another process runs this one.
+    """
+
+    def __init__(self, launcher: Launcher, task_function: Any, config: DictConfig) -> None:
+        self.launcher: Any = launcher
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.task_name: str | None = getattr(task_function, "task_name", None)
+        self.can_refill = all(hasattr(launcher, name) for name in ("submit", "as_completed", "cancel"))
+        self.n_jobs: int | None = getattr(launcher, "n_jobs", None) if self.can_refill else None
+        self.signum = 0
+        self._has_failed = False
+        self._stop_at_failure = getattr(launcher, "on_failure", "continue") == "stop"
+        self._queued: list[SweepJob] = []
+        overrides = config.hydra.overrides
+        said = [text for text in overrides.hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+        objective = OmegaConf.select(config, "objective_metric", default=None)
+        name = self.task_name or str(config.hydra.job.name)
+        task_overrides = [text for text in overrides.task if not text.startswith("resume_sweep=")]
+        self.record = SweepRecord(self.folder, name, [*said, *task_overrides], objective)
+        self._take_folder(is_resumed=OmegaConf.select(config, "resume_sweep", default=None) is not None, config=config)
+        self._display = SweepDisplay(self.record)
+
+    def _take_folder(self, *, is_resumed: bool, config: DictConfig) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not is_resumed and (self.folder / SWEEP_FILE).exists() and self.task_name is not None:
+            raise InputError(
+                f"hydra.sweep.dir={self.folder}: holds a sweep; resume_sweep={self.folder} goes on with it"
+            )
+        self._lock = RunFolder(self.folder)
+        self._lock.open()
+        if is_resumed:
+            self.record.read_jobs()
+        else:
+            plain = OmegaConf.to_container(config, resolve=False)
+            write_text(self.folder / "multirun.yaml", OmegaConf.to_yaml(OmegaConf.create(cast(Any, redact(plain)))))
+
+    @property
+    def jobs(self) -> list[SweepJob]:
+        """All jobs, those of earlier attempts included."""
+        return self.record.jobs
+
+    @property
+    def num_queued(self) -> int:
+        """Jobs that wait for the next batch of a launcher that blocks."""
+        return len(self._queued)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more jobs shall be submitted: a signal came, or one failed under on_failure=stop."""
+        return bool(self.signum) or (self._stop_at_failure and self._has_failed)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Pass SIGINT and SIGTERM on to the jobs, once, and keep the record and the table until the block ends."""
+
+        def stop(signum: int, _frame: FrameType | None) -> None:
+            self.signum = self.signum or signum
+
+        before = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
+        self.record.write("running")
+        try:
+            with self._display:
+                yield
+        finally:
+            self._end_left_over()
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            self._lock.close()
+
+    def submit(self, overrides: Sequence[str], *, job: SweepJob | None = None) -> SweepJob:
+        """Start a job, or queue it until there is room.
+
+        Args:
+            overrides: the job's own.
+            job: that of an earlier attempt, which goes on in its own run folder from its checkpoint.
+        """
+        if job is None:
+            job = SweepJob(max((job.number for job in self.jobs), default=-1) + 1, tuple(overrides))
+            self.jobs.append(job)
+        else:
+            job.state, job.error, job.exit_code = "queued", None, None
+        self.record.write("running")  # before it starts: a kill between the two must not lose it
+        if self.can_refill:
+            job.handle = self.launcher.submit(list(overrides), job.number, resume_dir=job.run_dir)
+            self._look_at_open()
+        else:
+            self._queued.append(job)
+        return job
+
+    def as_completed(self, timeout_s: float) -> Iterator[SweepJob]:
+        """Yield each job as it ends; return when none is left, or when none ended for so long."""
+        if not self.can_refill:
+            yield from self._launch_batch()
+            return
+        is_passed_on = False
+        deadline = time.monotonic() + timeout_s
+        while open_jobs := [job for job in self.jobs if job.handle is not None]:
+            if self.is_stopping and not is_passed_on:
+                self._stop_open(open_jobs)
+                is_passed_on = True
+                continue
+            for handle in self.launcher.as_completed(0.3):
+                job = next(job for job in open_jobs if job.handle is handle)
+                self._end(job)
+                yield job
+                deadline = time.monotonic() + timeout_s
+                if self.is_stopping:
+                    break
+            self._look_at_open()
+            if time.monotonic() > deadline:
+                return
+
+    def wait(self) -> None:
+        """Wait until all submitted jobs have ended."""
+        while self.num_queued or any(job.handle is not None for job in self.jobs):
+            for _ in self.as_completed(3600):
+                pass
+
+    def prune(self, job: SweepJob) -> None:
+        """Ask a running job to stop at its next step: it ends as pruned, with exit code 0."""
+        if job.run_dir is not None:
+            request_prune(job.run_dir)
+
+    def values(self, job: SweepJob) -> list[tuple[int, float]]:
+        """Return what a job has reached so far: (epoch from 1, objective metric), in order."""
+        if job.run_dir is None or self.record.objective is None:
+            return []
+        rows = read_epochs(job.run_dir)
+        return [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name := self.record.objective)]
+
+    def finish(self) -> int:
+        """Print the table and return the exit code: 0 all done, 1 any failed, 130 or 143 stopped."""
+        if self.signum:
+            code = EXIT_INTERRUPTED if self.signum == signal.SIGINT else EXIT_PREEMPTED
+        else:
+            code = 0 if all(job.is_finished for job in self.jobs) else EXIT_FAILED
+        self.record.write("preempted" if self.signum else "failed" if code else "done", code)
+        self._display.print_table()
+        if code and self.task_name is not None:
+            print(f"resume_sweep={self.folder} runs what is not done", flush=True)
+        return code
+
+    def returns(self, batch_size: int | None) -> list[list[JobReturn]]:
+        """Return what Hydra expects of a sweeper: the jobs' returns in order, in batches."""
+        returned = [job.job_return for job in self.jobs if job.job_return is not None]
+        size = batch_size or max(1, len(returned))
+        return [returned[start : start + size] for start in range(0, len(returned), size)]
+
+    # One job
+
+    def _stop_open(self, open_jobs: Sequence[SweepJob]) -> None:
+        for job in open_jobs:
+            if not job.handle.is_started:
+                self.launcher.cancel(job.handle)
+                job.handle = None
+            elif self.signum:
+                self.launcher.cancel(job.handle, self.signum)
+        if self.signum and any(job.handle is not None for job in open_jobs):
+            self._display.say(f"{signal.Signals(self.signum).name}: the running jobs save and leave")
+
+    def _look_at_open(self) -> None:
+        for job in self.jobs:
+            if job.handle is not None and job.state == "queued" and job.handle.is_started:
+                job.run_dir, job.state, job.started = job.handle.run_dir, "running", now()
+                self.record.write("running")
+                self._display.job_started(job)
+        self._display.refresh()
+
+    def _end(self, job: SweepJob) -> None:
+        handle: JobHandle = job.handle
+        job.handle = None
+        job.run_dir = handle.run_dir or job.run_dir
+        job.job_return, job.exit_code = handle.job_return, handle.exit_code
+        if self.task_name is None:
+            self._judge_foreign(job, handle.failure)
+        else:
+            self._judge(job, handle.failure)
+        self._close(job)
+
+    def _judge(self, job: SweepJob, failure: str | None) -> None:
+        """Find out how a job of ours ended: its status says so, unless it had no chance to write it."""
+        code = job.exit_code
+        if failure is None and code is not None and code >= 0:
+            job.look_up()
+            if job.state in ("queued", "running"):
+                failure = f"ended with exit code {code} before it was done"
+        elif failure is None and code is not None:
+            failure = f"killed by {signal.Signals(-code).name}{HINTS.get(-code, '')}"
+        if self.signum and code in (-signal.SIGINT, -signal.SIGTERM):  # before it could listen
+            job.state = "preempted"
+        elif failure is not None:
+            job.state, job.error = "failed", one_line(failure)
+            write_failure(job)
+        elif self.record.objective is not None:
+            job.value = job.metrics.get(self.record.objective) if job.state == "done" else None
+
+    def _judge_foreign(self, job: SweepJob, failure: str | None) -> None:
+        returned = job.job_return
+        if failure is None and returned is not None and returned.status == JobStatus.FAILED:
+            failure = f"{type(returned._return_value).__name__}: {returned._return_value}"
+        if failure is None and job.exit_code:
+            failure = f"ended with exit code {job.exit_code}"
+        job.state = "failed" if failure is not None else "done"
+        job.error = None if failure is None else one_line(failure)
+        value = returned._return_value if returned is not None else None
+        if job.state == "done" and isinstance(value, int | float):
+            job.value = float(value)
+
+    def _close(self, job: SweepJob) -> None:
+        job.ended = now()
+        job.started = job.started or job.ended
+        self._has_failed = self._has_failed or job.state == "failed"
+        self.record.write("running")
+        self._display.job_ended(job)
+
+    # Launchers that are not ours
+
+    def _launch_batch(self) -> Iterator[SweepJob]:
+        batch, self._queued = self._queued, []
+        if self.is_stopping:
+            return
+        for job in batch:
+            job.state, job.started = "running", now()
+        self.record.write("running")
+        returned = list(self.launcher.launch([list(job.overrides) for job in batch], batch[0].number))
+        for job, job_return in zip(batch, returned, strict=True):
+            job.job_return = job_return
+            job.run_dir = Path(OmegaConf.select(job_return.hydra_cfg, "hydra.runtime.output_dir"))
+            self._judge_foreign(job, None)
+            if self.task_name is not None:  # its run folder knows better
+                job.look_up()
+            self._close(job)
+            yield job
+
+    def _end_left_over(self) -> None:
+        """End what still runs when the block is left by an error: no job may outlive its sweep."""
+        if self.can_refill:
+            self.launcher.stop(self.signum or signal.SIGTERM)
+        for job in self.jobs:
+            if job.handle is not None:
+                self._end(job)
+
+
+def write_failure(job: SweepJob) -> None:
+    """Write the status of a job that could not do it itself: it was killed, or it never started."""
+    if job.run_dir is None or not job.run_dir.is_dir():
+        return
+    folder = RunFolder(job.run_dir)
+    try:
+        folder.wait_for_writer()  # ranks of it may still be leaving
+        folder.open()
+    except InputError:
+        return
+    try:
+        if folder.read_state() != "failed":
+            folder.write_status("failed", exit_code=job.exit_code, error=KilledError(job.error or ""))
+    finally:
+        folder.close()
+
+
+class KilledError(RuntimeError):
+    """A job of a sweep ended without saying why."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Answer what the user can mend with one line and exit code 2; inside Hydra it would be a traceback."""
+    try:
+        yield
+    except UserError as error:
+        report_user_error(error)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,1 @@
+"""Hydra plugin: `hydra/sweeper=binventory_optuna`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(workplace: Path) -> Path:
     """Run folder of a finished training: done once, looked at by many tests."""
     return run_here(workplace, "train", *TINY)
+
+
+@pytest.fixture(scope="session")
+def job_server() -> None:
+    """The server that the pool's jobs are forked from, with the whole stack imported; a process has one for its life."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["binventory.launch.preload"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import pytest
 
 from binventory.launch.pool import Job, Pool, Share, Work
 
+pytestmark = pytest.mark.usefixtures("job_server")
+
 
 def note(share: Share, path: str, seconds: float) -> None:
     """Say what this job has, and for how long."""

@@ -15,6 +15,8 @@ from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, Inte
 from hydra_plugins.binventory_grid_sweeper.grid_sweeper import GridSweeper
 from hydra_plugins.binventory_local_launcher.local_launcher import LocalLauncher
 
+pytestmark = pytest.mark.usefixtures("job_server")
+
 GRID = "hydra/sweeper=binventory_grid"
 # The suites give closures as tasks, which no process can import.
 PICKLED = "hydra.launcher.allow_pickled_task=true"

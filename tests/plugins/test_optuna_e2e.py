@@ -120,19 +120,26 @@ if __name__ == "__main__":
 
 
 def test_a_stopped_search_leaves_what_waited_to_the_next(tmp_path: Path) -> None:
-    """One trial runs and two wait for the launcher; these are run when the sweep goes on, and no others."""
+    """One trial runs and one waits for the launcher, which says no number; that one is run when the sweep goes on."""
     (tmp_path / "app.py").write_text(APP)
-    command = [sys.executable, "app.py", "-m", "+x=interval(0,1)", *SWEEP[:2], "hydra.launcher.n_jobs=1"]
-    command += ["hydra.sweeper.n_jobs=3", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=here"]
+    command = [
+        sys.executable,
+        "app.py",
+        "-m",
+        "+x=interval(0,1)",
+        *SWEEP[:2],
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweep.dir=here",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path)
     wait_until((tmp_path / "started.txt").exists, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     before = [trial.params for trial in trials_of(tmp_path / "here")]
-    assert [trial.state.name for trial in trials_of(tmp_path / "here")][1:] == ["RUNNING"] * 2
+    assert [trial.state.name for trial in trials_of(tmp_path / "here")][1:] == ["RUNNING"]
     (tmp_path / "go.txt").touch()
     subprocess.run([*command, "+resume_sweep=here"], cwd=tmp_path, timeout=60, check=False)
-    assert [trial.params for trial in trials_of(tmp_path / "here")] == before
+    assert [trial.params for trial in trials_of(tmp_path / "here")][:2] == before
     assert [trial.state.name for trial in trials_of(tmp_path / "here")][1:] == ["COMPLETE"] * 2
 
 
@@ -140,8 +147,8 @@ def test_a_stopped_search_leaves_what_waited_to_the_next(tmp_path: Path) -> None
     ("overrides", "said"),
     [
         (["hydra.sweeper.sampler=gird"], "hydra.sweeper.sampler=gird: no such sampler; did you mean grid?"),
-        (["hydra.sweeper.params={optimizer.lrr: 'interval(0,1)'}"], "optimizer.lrr"),
-        (["hydra.sweeper.params={optimizer.lr: 'choice(0.1,-1)'}"], "optimizer.lr"),
+        (["+hydra.sweeper.params={optimizer.lrr: 'interval(0,1)'}"], "optimizer.lrr=0.0"),
+        (["+hydra.sweeper.params={data.batch_size: 'choice(16,-1)'}"], "data.batch_size=-1"),
     ],
 )
 def test_a_wrong_search_is_one_line(
@@ -153,7 +160,7 @@ def test_a_wrong_search_is_one_line(
 ) -> None:
     monkeypatch.chdir(workplace)
     with pytest.raises(SystemExit) as caught:
-        main("train", ["-m", *SWEEP, "data.batch_size=16,32", *overrides])
+        main("train", ["-m", *SWEEP, "optimizer.lr=0.1,0.2", *overrides])
     assert caught.value.code == 2
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from binventory.errors import ConfigError
+from hydra_plugins.binventory_optuna_sweeper._plots import write_page
 from hydra_plugins.binventory_optuna_sweeper._study import make_sampler
 from hydra_plugins.binventory_optuna_sweeper.optuna_sweeper import OptunaSweeperConf
 
@@ -69,7 +71,8 @@ def params_of(folder: Path) -> list[dict[str, Any]]:
 SEARCH = ("+x=interval(0,5)", "+y=1,2")
 
 
-def test_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     batches = sweep(tmp_path, *SEARCH, "hydra.sweeper.n_trials=5", "hydra.sweeper.n_jobs=2")
     assert [len(batch) for batch in batches] == [2, 2, 1], "the basic launcher blocks, so trials come in batches"
     values = [returned.return_value for batch in batches for returned in batch]
@@ -82,17 +85,30 @@ def test_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results["num_trials"] == {"complete": 5}
     assert [trial.value for trial in trials_of(tmp_path)] == pytest.approx(values)
     assert (tmp_path / "multirun.yaml").is_file()
+    assert "<h2>Slices</h2>" in (tmp_path / "optuna.html").read_text()
+    assert caplog.text.count("trials run in batches of 2") == 1
     assert f"best: trial {best}, value {min(values):.6g}, {tmp_path / str(best)}" in capsys.readouterr().out
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
-    sweep(tmp_path, *SEARCH, "+z='<b>',a", "hydra.sweeper.n_trials=4")
-    page = (tmp_path / "optuna.html").read_text()
-    for heading in ("History", "Importances", "Slices", "Trials"):
-        assert f"<h2>{heading}</h2>" in page
+    study = optuna.create_study()
+    assert page_of(study, tmp_path).count("<h2>") == 1, "with no trial there is an empty table"
+    for number in range(12):
+        trial = study.ask({"x": FloatDistribution(0, 5), "z": CategoricalDistribution(["'<b>'", "a"])})
+        trial.set_user_attr("run_dir", str(number))
+        trial.report(1, step=1)
+        study.tell(trial, trial.params["x"] if number else float("inf"))
+    page = page_of(study, tmp_path)
+    assert re.findall("<h2>(.*?)</h2>", page) == ["History", "Importances", "Slices", "Epochs", "Trials"]
     assert "<script src" not in page
     assert "<link" not in page.split("</script>")[-1]
+    assert "&lt;b&gt;" in page
     assert "<b>" not in page.split("<h2>Trials")[1], "values are text, not markup"
+
+
+def page_of(study: optuna.Study, folder: Path) -> str:
+    write_page(study, folder / "optuna.html", "val/accuracy")
+    return (folder / "optuna.html").read_text()
 
 
 def drawn(sampler: str, seed: int | None, num_trials: int) -> list[dict[str, Any]]:
@@ -212,7 +228,8 @@ def resumed(folder: Path, *overrides: str, **options: Any) -> list[list[JobRetur
 def test_a_resumed_sweep_runs_what_is_missing_and_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
     sweep(tmp_path / "whole", *SEARCH, "hydra.sweeper.n_trials=4")
     sweep(tmp_path / "parts", *SEARCH, "hydra.sweeper.n_trials=2")
-    assert len(resumed(tmp_path / "parts", *SEARCH, "hydra.sweeper.n_trials=4")) == 2
+    more = resumed(tmp_path / "parts", *SEARCH, "hydra.sweeper.n_trials=4")
+    assert [len(returned.overrides or []) for batch in more for returned in batch] == [2, 2], "x and y, nothing else"
     assert resumed(tmp_path / "parts", *SEARCH, "hydra.sweeper.n_trials=4") == []
     assert params_of(tmp_path / "parts") == params_of(tmp_path / "whole")
 
@@ -230,8 +247,14 @@ def test_failed_trials_count(tmp_path: Path) -> None:
 def test_a_renamed_sweep_is_still_its_own(tmp_path: Path) -> None:
     sweep(tmp_path / "before", *SEARCH, "hydra.sweeper.n_trials=2")
     (tmp_path / "before").rename(tmp_path / "after")
-    resumed(tmp_path / "after", *SEARCH, "hydra.sweeper.n_trials=3")
+    assert len(resumed(tmp_path / "after", *SEARCH, "hydra.sweeper.n_trials=3")) == 1
     assert len(trials_of(tmp_path / "after")) == 3
+
+
+def test_another_program_may_use_a_folder_again(tmp_path: Path) -> None:
+    """Hydra's own sweepers run all jobs again; only a program with the key `resume_sweep` can go on."""
+    for _ in range(2):
+        assert len(sweep(tmp_path, "+x=1,2", "hydra.sweeper.sampler=grid")) == 2
 
 
 @pytest.mark.parametrize(
@@ -265,8 +288,8 @@ class Killed:
         self.folder = folder
         self.overrides = overrides
 
-    def at(self, statement: int | str) -> None:
-        """Kill it at the statement of this number, or the first that starts so."""
+    def at(self, statement: str, nth: int) -> None:
+        """Kill it at the nth statement that starts so."""
         pid = os.fork()
         if pid == 0:
             count = 0
@@ -274,8 +297,8 @@ class Killed:
             @sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
             def _(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
                 nonlocal count
-                count += 1
-                if count == statement or (isinstance(statement, str) and text.startswith(statement)):
+                count += text.startswith(statement)
+                if count == nth:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             code = 1
@@ -292,12 +315,12 @@ class Killed:
         return parabola(config)
 
 
-NUM_KILLS = int(os.environ.get("TEST_SEARCH_KILLS", "2"))
+NUM_KILLS = int(os.environ.get("TEST_SEARCH_KILLS", "1"))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, sampler: str) -> None:
-    """Kills are spread over the statements to the database; TEST_SEARCH_KILLS says how many, at least 2."""
+    """At two moments of note, and spread over the statements to the database: TEST_SEARCH_KILLS says at how many."""
     space = ["+x=1,2", "+y=1,2,3"] if sampler == "grid" else ["+x=interval(0,5)", "+y=1,2"]
     options = (*space, f"hydra.sweeper.sampler={sampler}", "hydra.sweeper.n_trials=3")
     # The second value of a trial that was killed between its two is drawn anew; of a grid point it is kept.
@@ -308,15 +331,17 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, sampler:
 
     first, last = num_statements(tmp_path / "whole", *options)
     killed_with = []
-    spread = [first + (last - first) * (kill + 1) // (NUM_KILLS + 1) for kill in range(NUM_KILLS)]
-    for statement in ("INSERT INTO trial_user_attributes", *spread):  # the first: when the trial is given its job
-        folder = tmp_path / str(statement)
+    kills = [("", first + (last - first) * (kill + 1) // (NUM_KILLS + 1)) for kill in range(NUM_KILLS)]
+    # When the first trial is given its job, and before the first value of the second is kept.
+    kills += [("INSERT INTO trial_user_attributes", 1), ("INSERT INTO trial_params", 3)]
+    for kill in kills:
+        folder = tmp_path / f"{kill[0][12:]}{kill[1]}"
         killed = Killed(folder, *options)
-        killed.at(statement)
+        killed.at(*kill)
         killed_with.append(len(trials_of(folder)))
         ended = [job["overrides"] for job in json.loads((folder / "sweep.json").read_text())["jobs"] if job["ended"]]
         resumed(folder, *options, task=killed.task)
-        assert drawn(folder) == drawn(tmp_path / "whole"), f"killed at statement {statement}"
+        assert drawn(folder) == drawn(tmp_path / "whole"), f"killed at {kill}"
         assert [trial.state.name for trial in trials_of(folder)] == ["COMPLETE"] * 3
         assert all(trial.value == pytest.approx(parabola(DictConfig(trial.params))) for trial in trials_of(folder))
         assert sorted(trial.user_attrs["job"] for trial in trials_of(folder)) == [0, 1, 2]

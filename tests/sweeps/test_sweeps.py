@@ -16,7 +16,7 @@ import pytest
 from tests.running import ROOT, TINY
 from tests.sweeps.running import SMALL, UNRULY, Outcome, fails_in_one_line, meanwhile, signal_self, sweep_here
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("job_server")]
 
 
 @pytest.fixture(autouse=True)
@@ -166,15 +166,20 @@ def test_a_combination_that_does_not_fit_is_one_failed_row(workplace: Path) -> N
 
 
 def test_other_launchers_run_in_batches(workplace: Path, tmp_path: Path) -> None:
-    """Hydra's basic launcher runs jobs in this process; a failed one is one row there too."""
+    """Hydra's basic launcher runs jobs in this process; a failed one is one row, and only those are done again."""
     outcome = sweep_here(
-        workplace, "-m", *SMALL, "+objective.does=raise,calm", f"+objective.folder={tmp_path}", "hydra/launcher=basic"
-    )
-    assert (outcome.exit_code, outcome.states) == (1, ["failed", "done"])
+        workplace, "-m", *SMALL, "+objective.does=raise,calm,exit", f"+objective.folder={tmp_path}",
+        "hydra/launcher=basic",
+    )  # fmt: skip
+    assert (outcome.exit_code, outcome.states) == (1, ["failed", "done", "failed"])
     assert outcome.jobs[0]["error"] == "RuntimeError: something broke"
     assert outcome.jobs[1]["value"] == outcome.metrics(1)["val"]["accuracy"]
-    again = sweep_here(workplace, f"resume_sweep={outcome.folder}", "hydra/launcher=local")
-    assert (again.exit_code, again.states) == (0, ["done", "done"])
+    done = outcome.folder / "1" / "metrics.json"
+    before = done.stat().st_mtime_ns
+    again = sweep_here(workplace, f"resume_sweep={outcome.folder}")
+    assert (again.exit_code, again.states) == (0, ["done"] * 3)
+    assert done.stat().st_mtime_ns == before
+    assert [job["run_dir"] for job in again.jobs] == ["0", "1", "2"]
 
 
 def alive(pid: int) -> bool:
@@ -240,6 +245,7 @@ def test_jobs_end_with_a_sweep_that_is_killed(workplace: Path) -> None:
         (["-m", "seed=0,1", "hydra/launcher=locl"], "locl"),
         (["resume_sweep=nowhere"], "resume_sweep"),
         (["resume=.", "-m"], "names one run"),
+        (["--cfg", "job", "-m", "seed=0,1"], "--cfg"),
     ],
 )
 def test_mistakes_are_one_line(

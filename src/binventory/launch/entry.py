@@ -97,6 +97,8 @@ def _refuse(arguments: Any) -> None:
     """Refuse the flags of Hydra that would run another config than the one that was checked."""
     if arguments.config_path is not None:
         raise ConfigError(f"--config-path={arguments.config_path}: add configs of your own with --config-dir")
+    if arguments.cfg is not None and arguments.multirun:
+        raise ConfigError("--cfg: shows one config; leave out -m and give single values")
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: loads a pickle, which can run anything; give the overrides again")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import time
@@ -11,22 +12,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import redact
 from binventory.errors import InputError, UserError
 from binventory.files import write_text
+from binventory.launch.endings import judge, judge_foreign
 from binventory.launch.handle import JobHandle
 from binventory.launch.runner import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, report_user_error
 from binventory.reports.sweep_table import SweepDisplay
 from binventory.tracking.epochs import read_epochs
 from binventory.tracking.run_folder import RunFolder, request_prune
-from binventory.tracking.sweep_record import SWEEP_FILE, SweepJob, SweepRecord, now, one_line
+from binventory.tracking.sweep_record import SWEEP_FILE, SweepJob, SweepRecord, now
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HINTS: dict[int, str] = {signal.SIGKILL: " (out of memory, or kill -9)"}
 
 
 class Sweep:
@@ -55,10 +56,14 @@ class Sweep:
         self._stop_at_failure = getattr(launcher, "on_failure", "continue") == "stop"
         self._queued: list[SweepJob] = []
         overrides = config.hydra.overrides
-        said = [text for text in overrides.hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+        # Unresolved: an override may hold ${…} that only a job can answer.
+        of_hydra, of_task = (OmegaConf.to_container(overrides[name], resolve=False) for name in ("hydra", "task"))
+        assert isinstance(of_hydra, list)
+        assert isinstance(of_task, list)
+        said = [text for text in of_hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
         objective = OmegaConf.select(config, "objective_metric", default=None)
         name = self.task_name or str(config.hydra.job.name)
-        task_overrides = [text for text in overrides.task if not text.startswith("resume_sweep=")]
+        task_overrides = [text for text in of_task if not text.startswith("resume_sweep=")]
         self.record = SweepRecord(self.folder, name, [*said, *task_overrides], objective)
         self._take_folder(is_resumed=OmegaConf.select(config, "resume_sweep", default=None) is not None, config=config)
         self._display = SweepDisplay(self.record)
@@ -215,39 +220,10 @@ class Sweep:
         job.run_dir = handle.run_dir or job.run_dir
         job.job_return, job.exit_code = handle.job_return, handle.exit_code
         if self.task_name is None:
-            self._judge_foreign(job, handle.failure)
+            judge_foreign(job, handle.failure)
         else:
-            self._judge(job, handle.failure)
+            judge(job, handle.failure, self.record.objective, is_stopping=bool(self.signum))
         self._close(job)
-
-    def _judge(self, job: SweepJob, failure: str | None) -> None:
-        """Find out how a job of ours ended: its status says so, unless it had no chance to write it."""
-        code = job.exit_code
-        if failure is None and code is not None and code >= 0:
-            job.look_up()
-            if job.state in ("queued", "running"):
-                failure = f"ended with exit code {code} before it was done"
-        elif failure is None and code is not None:
-            failure = f"killed by {signal.Signals(-code).name}{HINTS.get(-code, '')}"
-        if self.signum and code in (-signal.SIGINT, -signal.SIGTERM):  # before it could listen
-            job.state = "preempted"
-        elif failure is not None:
-            job.state, job.error = "failed", one_line(failure)
-            write_failure(job)
-        elif self.record.objective is not None:
-            job.value = job.metrics.get(self.record.objective) if job.state == "done" else None
-
-    def _judge_foreign(self, job: SweepJob, failure: str | None) -> None:
-        returned = job.job_return
-        if failure is None and returned is not None and returned.status == JobStatus.FAILED:
-            failure = f"{type(returned._return_value).__name__}: {returned._return_value}"
-        if failure is None and job.exit_code:
-            failure = f"ended with exit code {job.exit_code}"
-        job.state = "failed" if failure is not None else "done"
-        job.error = None if failure is None else one_line(failure)
-        value = returned._return_value if returned is not None else None
-        if job.state == "done" and isinstance(value, int | float):
-            job.value = float(value)
 
     def _close(self, job: SweepJob) -> None:
         job.ended = now()
@@ -265,13 +241,31 @@ class Sweep:
         for job in batch:
             job.state, job.started = "running", now()
         self.record.write("running")
-        returned = list(self.launcher.launch([list(job.overrides) for job in batch], batch[0].number))
-        for job, job_return in zip(batch, returned, strict=True):
+        # A launcher counts on from the first job's number, and by its number a job finds its folder.
+        for _, block in itertools.groupby(enumerate(batch), key=lambda pair: pair[1].number - pair[0]):
+            yield from self._launch_block([job for _, job in block])
+
+    def _launch_block(self, block: Sequence[SweepJob]) -> Iterator[SweepJob]:
+        returned: Sequence[JobReturn | None]
+        failure = None
+        try:
+            returned = list(self.launcher.launch([list(job.overrides) for job in block], block[0].number))
+        except Exception as error:  # whichever its launcher raises when a job was killed
+            if self.task_name is None:
+                raise
+            returned, failure = [None] * len(block), f"{type(error).__name__}: {error}"
+        for job, job_return in zip(block, returned, strict=True):
             job.job_return = job_return
-            job.run_dir = Path(OmegaConf.select(job_return.hydra_cfg, "hydra.runtime.output_dir"))
-            self._judge_foreign(job, None)
-            if self.task_name is not None:  # its run folder knows better
-                job.look_up()
+            if job_return is not None:
+                job.run_dir = Path(str(OmegaConf.select(cast(Any, job_return.hydra_cfg), "hydra.runtime.output_dir")))
+            if self.task_name is None:
+                judge_foreign(job, failure)
+            else:
+                # Its run folder knows. Where the launcher raised, other jobs may still be at work.
+                job.run_dir = job.run_dir or self.folder / str(job.number)
+                while not self.signum and RunFolder(job.run_dir).writer() is not None:
+                    time.sleep(0.5)
+                judge(job, None, self.record.objective, is_stopping=bool(self.signum), otherwise=failure)
             self._close(job)
             yield job
 
@@ -282,27 +276,6 @@ class Sweep:
         for job in self.jobs:
             if job.handle is not None:
                 self._end(job)
-
-
-def write_failure(job: SweepJob) -> None:
-    """Write the status of a job that could not do it itself: it was killed, or it never started."""
-    if job.run_dir is None or not job.run_dir.is_dir():
-        return
-    folder = RunFolder(job.run_dir)
-    try:
-        folder.wait_for_writer()  # ranks of it may still be leaving
-        folder.open()
-    except InputError:
-        return
-    try:
-        if folder.read_state() != "failed":
-            folder.write_status("failed", exit_code=job.exit_code, error=KilledError(job.error or ""))
-    finally:
-        folder.close()
-
-
-class KilledError(RuntimeError):
-    """A job of a sweep ended without saying why."""
 
 
 @contextmanager

@@ -38,8 +38,8 @@ class CountingMetrics(nn.Module):
         self.expected_rmse = MeanSquaredError(squared=False)
         self.calibration = MulticlassCalibrationError(num_classes, n_bins=ECE_BINS, norm="l1")
         self.within_one = MeanMetric()
-        self.cross_entropy = MeanMetric()
-        self.loss = MeanMetric()
+        self.cross_entropy = MeanMetric(nan_strategy="disable")  # a NaN must not be left out of the mean
+        self.loss = MeanMetric(nan_strategy="disable")
 
     def update(self, probabilities: Tensor, target: Tensor, loss: Tensor | None = None) -> None:
         """Add a batch.

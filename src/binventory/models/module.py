@@ -58,7 +58,7 @@ class BinCounter(pl.LightningModule):
         self.make_scheduler = scheduler
         self.seed = seed
         self.description = description
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN in the epoch is a NaN of the epoch
         self.train_accuracy = MeanMetric()
         self.eval_metrics = CountingMetrics(counts)
         self.last_val: dict[str, Any] | None = None

@@ -112,9 +112,9 @@ def choose_precision(precision: str, accelerator: str) -> str:
 
 def _batches(limit: float | None, data: BinDataModule, split: str) -> int | None:
     """Turn a share into a number of batches, at least one: Lightning refuses a share that comes to less."""
-    if limit is None:
-        return None
     num_batches = math.ceil(len(data.bins(split).ids) / data.data.batch_size)
+    if limit is None or num_batches == 0:
+        return None if num_batches else 0  # without validation photos Lightning would warn of an empty loader
     return int(limit) if limit >= 1 else max(1, int(limit * num_batches))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from binventory.files import write_text
 from hydra_plugins.binventory_optuna_sweeper._results import ERROR, RUN_DIR, best_trial
 
+MIN_IMPORTANCES = 10  # different values; below that chance decides
 MARGIN = {"l": 60, "r": 20, "t": 24, "b": 50}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
@@ -57,8 +59,11 @@ def _figures(study: optuna.Study, metric: str) -> list[tuple[str, str, go.Figure
     history = show.plot_optimization_history(study, target_name=metric)
     history.update_traces(line_shape="hv", selector={"mode": "lines"})
     figures = [("History", "The value of each complete trial, and the best so far.", history, 380)]
-    if len({trial.value for trial in complete}) > 1:  # else nothing tells one value from another
-        said = f"How much of the spread of {metric} each parameter explains (fANOVA, {len(complete)} complete trials)."
+    if len({trial.value for trial in complete if math.isfinite(trial.values[0])}) >= MIN_IMPORTANCES:
+        said = (
+            "How much the values of each parameter differ between the best tenth of the trials and all of them"
+            f" (PED-ANOVA, {len(complete)} complete trials)."
+        )
         figures.append(("Importances", said, show.plot_param_importances(study, target_name=metric), 300))
     if names := {name for trial in complete for name in trial.params}:
         slices = _unquoted(show.plot_slice(study, target_name=metric))

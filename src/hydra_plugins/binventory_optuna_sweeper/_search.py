@@ -59,7 +59,7 @@ class Search:
     def run(self) -> list[Sequence[JobReturn]]:
         """Run what is missing; return what the jobs returned: in one batch where the launcher refills."""
         if not self._refills:
-            log.info(f"this launcher runs whole batches of jobs only: trials run in batches of {self._n_jobs}")
+            log.info(f"this launcher blocks: trials run in batches of {self._n_jobs}, and none is stopped early")
         self._take_up()
         batches: list[list[SweepJob]] = [[]]
         self._fill()
@@ -91,13 +91,9 @@ class Search:
             else:
                 self._left.append((job, trial))
         if self._grid is not None:
-            taken = [self._values(trial) for trial in self._study.get_trials(deepcopy=False)]
+            trials = self._study.get_trials(deepcopy=False)
+            taken = [trial.system_attrs.get("fixed_params") for trial in trials]  # what was enqueued, drawn or not
             self._grid = (point for point in self._space.grid() if point not in taken)
-
-    def _values(self, trial: optuna.trial.FrozenTrial) -> dict[str, object]:
-        """Return the grid point of a trial, drawn or only enqueued."""
-        values: dict[str, object] = trial.system_attrs.get("fixed_params", trial.params)
-        return values
 
     def _fill(self) -> None:
         """Start trials until as many run as may."""
@@ -115,7 +111,7 @@ class Search:
         if self._n_jobs is not None:
             return len(self._running) < self._n_jobs
         # The launcher goes by the GPUs that are free: one trial that waits is enough, a later one would know more.
-        return not any(job.handle and self._sweep.launcher.is_waiting(job.handle) for job in self._sweep.jobs)
+        return all(job.handle is None or job.handle.is_started for job in self._sweep.jobs)
 
     def _ask(self) -> Trial | None:
         """Return the next trial; None when there are as many as asked for, or the grid is used up."""

@@ -74,6 +74,10 @@ README_RUNS = [line for line in commands(README) if line.startswith(("python ", 
 def adapted(line: str, run: Path) -> tuple[str, list[str]]:
     """Return task and overrides of a README command, made small; the real data and hardware are replaced, nothing else."""
     words = shlex.split(line.replace("outputs/train/RUN", str(run)))
+    if words[-1].startswith("resume_sweep="):  # so does a sweep: that of the README's command before
+        (sweep,) = Path("outputs/sweeps").glob("*")
+        return "train", [f"resume_sweep={sweep}"]
+    words = [word.replace("n_trials=20", "n_trials=2") for word in words]
     if f"resume={run}" in words:  # a resumed run keeps its own command, which is small
         return "train", [word.replace("max_epochs=30", "max_epochs=3") for word in words[2:]]
     task = words[1].removesuffix(".py") if words[0] == "python" else words[1]
@@ -118,7 +122,8 @@ def test_readme_command(
     code = next((code for word, code in expected.items() if word in line), None)
     if code is None:
         main(task, overrides)
-        assert "run folder: " in capfd.readouterr().out or task in ("predict", "prepare") or "-m" in overrides
+        said = "sweep folder: " if "-m" in overrides or "resume_sweep" in line else "run folder: "
+        assert said in capfd.readouterr().out or task in ("predict", "prepare")
         return
     with pytest.raises(SystemExit) as exit_:
         main(task, overrides)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from binventory.tracking.run_folder import RunFolder
 from tests.running import ROOT, TINY
 from tests.sweeps.running import SMALL, UNRULY, Outcome, fails_in_one_line, meanwhile, signal_self, sweep_here
 
@@ -246,6 +247,7 @@ def test_jobs_end_with_a_sweep_that_is_killed(workplace: Path) -> None:
         (["resume_sweep=nowhere"], "resume_sweep"),
         (["resume=.", "-m"], "names one run"),
         (["--cfg", "job", "-m", "seed=0,1"], "--cfg"),
+        (["hparams_search=report_space"], "add -m"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -263,6 +265,12 @@ def test_a_sweep_is_not_mixed_with_another(workplace: Path, capsys: pytest.Captu
     assert "seed=3" in line
     assert "new sweep" in line
     assert sweep_here(workplace, f"resume_sweep={outcome.folder}", "debug=fast").exit_code == 0, "what it was anyway"
+    other = RunFolder(outcome.folder).open()
+    try:
+        line = fails_in_one_line(capsys, workplace, f"resume_sweep={outcome.folder}")
+        assert f"process {os.getpid()} writes this" in line
+    finally:
+        other.close()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
         if config.get("resume") not in (None, AUTO):
             raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
         return overrides
+    if (search := config.hydra.runtime.choices.get("hparams_search")) is not None:
+        raise ConfigError(f"hparams_search={search}: a search is of several runs; add -m")
     folder = folder_to_resume(task_name, config)
     # Hydra makes the folder of the job; a resumed one is named to it.
     return overrides if folder is None else [*overrides, f"hydra.run.dir={quote_value(folder)}"]

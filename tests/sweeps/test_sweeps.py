@@ -95,6 +95,7 @@ def test_a_stopped_sweep_saves_and_goes_on(
     assert all((stopped.folder / job / "checkpoints" / "last.ckpt").exists() for job in "01")
     again = sweep_here(workplace, f"resume_sweep={stopped.folder}")
     assert (again.exit_code, again.states) == (0, ["done"] * 3)
+    assert all((again.folder / job / "output.log").read_text().count("epoch 1/3 done") == 1 for job in "01")
     provenance = json.loads((again.folder / "0" / "provenance.json").read_text())
     assert len(provenance["earlier_attempts"]) == 1
     # As many threads: how sums are split over them shows in the last bits.
@@ -198,7 +199,7 @@ def test_jobs_end_with_a_sweep_that_is_killed(workplace: Path) -> None:
         "hydra.launcher.n_jobs=2", "trainer.max_epochs=6",
     ]  # fmt: skip
     main_end, its_end = os.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "150"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "TERM": "xterm", "COLUMNS": "150"}
     process = subprocess.Popen(command, cwd=workplace, env=environment, stdin=its_end, stdout=its_end, stderr=its_end)
     os.close(its_end)
     os.set_blocking(main_end, False)

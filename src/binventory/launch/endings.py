@@ -40,14 +40,14 @@ def judge(
     job.value = job.metrics.get(objective or "") if job.state == "done" else None
 
 
-def judge_foreign(job: SweepJob, failure: str | None) -> None:
+def judge_foreign(job: SweepJob, failure: str | None, *, is_stopping: bool) -> None:
     """Set the state of a job whose task is not ours: Hydra's JobReturn says it."""
     returned = job.job_return
     if failure is None and returned is not None and returned.status == JobStatus.FAILED:
         failure = f"{type(returned._return_value).__name__}: {returned._return_value}"
     if failure is None and job.exit_code:
         failure = f"ended with exit code {job.exit_code}"
-    job.state = "failed" if failure is not None else "done"
+    job.state = "done" if failure is None else "preempted" if is_stopping else "failed"
     job.error = None if failure is None else one_line(failure)
     value = returned._return_value if returned is not None else None
     if job.state == "done" and isinstance(value, int | float):

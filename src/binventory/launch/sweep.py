@@ -52,7 +52,7 @@ class Sweep:
         self.can_refill = all(hasattr(launcher, name) for name in ("submit", "as_completed", "cancel"))
         self.n_jobs: int | None = getattr(launcher, "n_jobs", None) if self.can_refill else None
         self.signum = 0
-        self._has_failed = False
+        self._has_failed = self._is_passed_on = False
         self._stop_at_failure = getattr(launcher, "on_failure", "continue") == "stop"
         self._queued: list[SweepJob] = []
         overrides = config.hydra.overrides
@@ -140,15 +140,14 @@ class Sweep:
         if not self.can_refill:
             yield from self._launch_batch()
             return
-        is_passed_on = False
         deadline = time.monotonic() + timeout_s
         while open_jobs := [job for job in self.jobs if job.handle is not None]:
-            if self.is_stopping and not is_passed_on:
+            if self.is_stopping and not self._is_passed_on:
                 self._stop_open(open_jobs)
-                is_passed_on = True
+                self._is_passed_on = True
                 continue
             for handle in self.launcher.as_completed(0.3):
-                job = next(job for job in open_jobs if job.handle is handle)
+                job = next(job for job in self.jobs if job.handle is handle)
                 self._end(job)
                 yield job
                 deadline = time.monotonic() + timeout_s
@@ -220,7 +219,7 @@ class Sweep:
         job.run_dir = handle.run_dir or job.run_dir
         job.job_return, job.exit_code = handle.job_return, handle.exit_code
         if self.task_name is None:
-            judge_foreign(job, handle.failure)
+            judge_foreign(job, handle.failure, is_stopping=bool(self.signum))
         else:
             judge(job, handle.failure, self.record.objective, is_stopping=bool(self.signum))
         self._close(job)
@@ -259,7 +258,7 @@ class Sweep:
             if job_return is not None:
                 job.run_dir = Path(str(OmegaConf.select(cast(Any, job_return.hydra_cfg), "hydra.runtime.output_dir")))
             if self.task_name is None:
-                judge_foreign(job, failure)
+                judge_foreign(job, failure, is_stopping=bool(self.signum))
             else:
                 # Its run folder knows. Where the launcher raised, other jobs may still be at work.
                 job.run_dir = job.run_dir or self.folder / str(job.number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -115,12 +116,15 @@ class SweepRecord:
 
     def _read_job(self, values: dict[str, Any]) -> SweepJob:
         place = values["run_dir"]
+        if place is None and (self.folder / str(values["job"]) / "status.json").exists():
+            place = str(values["job"])  # killed before this could be written
         run_dir = None if place is None else self.folder / place
         job = SweepJob(values["job"], tuple(values["overrides"]), values["state"], run_dir)
         for name in ("exit_code", "error", "value", "metrics", "started", "ended"):
             setattr(job, name, values[name])
         if not job.is_finished:
             job.look_up()
+            job.value = job.metrics.get(self.objective or "") if job.state == "done" else None
         return job
 
     def write(self, state: str, exit_code: int | None = None) -> None:
@@ -149,7 +153,7 @@ class SweepRecord:
             "run_dir": self.place(job),
             "exit_code": job.exit_code,
             "error": job.error,
-            "value": job.value,
+            "value": finite(job.value),
             "metrics": job.metrics,
             "started": job.started,
             "ended": job.ended,
@@ -161,7 +165,7 @@ class SweepRecord:
             "overrides": " ".join(map(redact_text, job.overrides)),
             "state": job.state,
             "exit_code": job.exit_code,
-            "value": job.value,
+            "value": finite(job.value),
             **job.metrics,
             "run_dir": self.place(job),
             "error": job.error,
@@ -239,6 +243,11 @@ def read_metrics(run_dir: Path) -> dict[str, float]:
         for name, value in (figures.get(split) or {}).items()
         if isinstance(value, int | float)
     }
+
+
+def finite(value: float | None) -> float | None:
+    """Return None for NaN and infinity, which JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def now() -> str:

@@ -1,7 +1,7 @@
 """`hydra/sweeper=binventory_grid`, the default for `-m`: every combination, and one failed job is one failed row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -19,15 +19,15 @@ class GridSweeperConf:
     # jobs given at once to a launcher that blocks until all of them ended; null: all
     max_batch_size: Optional[int] = None
     # sweeps besides those of the command line, which win: key -> values, as in `optimizer.lr: 0.1,0.01`
-    params: Optional[Dict[str, Any]] = None
+    params: Dict[str, Any] = field(default_factory=dict)
 
 
 class GridSweeper(Sweeper):
     """Runs every combination of the swept values."""
 
-    def __init__(self, max_batch_size: int | None, params: dict[str, Any] | None) -> None:
+    def __init__(self, max_batch_size: int | None, params: dict[str, Any]) -> None:
         self.max_batch_size = max_batch_size
-        self.params = params or {}
+        self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives to every sweeper."""

@@ -176,6 +176,8 @@ class LocalJobs:
         answer = self._answers.pop(handle, None)
         if answer is not None:
             handle.job_return = _read_answer(answer)
+            if handle.job_return is not None and handle.job_return.hydra_cfg is not None:
+                handle.run_dir = Path(str(OmegaConf.select(handle.job_return.hydra_cfg, "hydra.runtime.output_dir")))
         if self.task_name is not None:
             handle.job_return = self._made_return(handle)
         elif handle.job_return is None:

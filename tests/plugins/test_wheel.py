@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,13 @@ SUITES = ["tests/plugins/test_local_launcher.py", "tests/plugins/test_optuna_sui
 @pytest.mark.timeout(900)
 def test_the_suites_pass_from_a_wheel(tmp_path: Path) -> None:
     """Builds one as `pip install .` does: the index gives setuptools."""
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(ROOT)]
+    checkout = tmp_path / "checkout"  # a build leaves files behind, which the next one would take up
+    checkout.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    for name in ("src", "configs"):
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(checkout)]
     subprocess.run(install, check=True)
     assert (tmp_path / "hydra_plugins" / "binventory_local_launcher" / "local_launcher.py").exists()
     assert not (tmp_path / "hydra_plugins" / "__init__.py").exists(), "it would hide the plugins of others"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -213,7 +214,8 @@ def test_nothing_to_search(tmp_path: Path) -> None:
 
 
 def test_without_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "optuna" else find(name))
     with pytest.raises(ConfigError, match=r"pip install 'binventory\[optuna\]'"):
         sweep(tmp_path, *SEARCH)
 

@@ -184,6 +184,19 @@ def test_other_launchers_run_in_batches(workplace: Path, tmp_path: Path) -> None
     assert [job["run_dir"] for job in again.jobs] == ["0", "1", "2"]
 
 
+def test_a_launcher_that_blocks_is_stopped_too(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = set(sweeps(workplace))
+    meanwhile(
+        lambda: any((made / "0" / "metrics.csv").exists() for made in sweeps(workplace) if made not in known),
+        signal_self(signal.SIGTERM),
+    )
+    command = [*TINY, UNRULY, "+objective.does=slow", "seed=0,1", "hydra/launcher=basic", "trainer.max_epochs=50"]
+    stopped = sweep_here(workplace, "-m", *command)
+    assert (stopped.exit_code, stopped.states) == (143, ["preempted", "queued"])
+    assert stopped.status(0)["state"] == "preempted"
+    assert "Sweep, 2 jobs" in capsys.readouterr().out
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

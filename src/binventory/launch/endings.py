@@ -30,10 +30,11 @@ def judge(
         failure = f"killed by {signal.Signals(-code).name}{HINTS.get(-code, '')}"
     elif failure is None:
         job.look_up()
-        if job.state in ("queued", "running"):
+        if job.state in ("queued", "running") and not is_stopping:
             failure = otherwise or f"ended with exit code {code} before it was done"
-    if is_stopping and code in (-signal.SIGINT, -signal.SIGTERM):  # before it could listen
-        job.state = "preempted"
+    # A job that a signal reached before it could listen has no status of its own.
+    if is_stopping and (code in (-signal.SIGINT, -signal.SIGTERM) or job.state in ("queued", "running")):
+        job.state = "preempted" if job.run_dir is not None and job.run_dir.exists() else "queued"
     elif failure is not None:
         job.state, job.error = "failed", one_line(failure)
         _write_failure(job)

@@ -103,6 +103,8 @@ class Sweep:
 
         def stop(signum: int, _frame: FrameType | None) -> None:
             self.signum = self.signum or signum
+            if not self.can_refill:
+                raise KeyboardInterrupt  # a launcher that blocks has to be woken up
 
         before = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
         self.record.write("running")
@@ -249,6 +251,12 @@ class Sweep:
         failure = None
         try:
             returned = list(self.launcher.launch([list(job.overrides) for job in block], block[0].number))
+        except (KeyboardInterrupt, SystemExit) as stopped:  # the second where the job ran in this process
+            code = stopped.code if isinstance(stopped, SystemExit) else EXIT_INTERRUPTED
+            if code not in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+                raise
+            self.signum = self.signum or (signal.SIGTERM if code == EXIT_PREEMPTED else signal.SIGINT)
+            returned = [None] * len(block)
         except Exception as error:  # whichever its launcher raises when a job was killed
             if self.task_name is None:
                 raise

@@ -1,6 +1,8 @@
 """The sweeper's config and its entry point. Hydra imports this module at every start: Optuna is imported when used."""
 
+import importlib.util
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,13 +76,15 @@ class OptunaSweeper(Sweeper):
         Raises:
             ConfigError: a setting or the search space cannot be used; nothing was started.
         """
+        from binventory.launch.sweep import one_line_errors
+
         assert self._setup is not None
-        try:
-            import optuna  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"hydra/sweeper=binventory_optuna: {error.name} is not installed; pip install 'binventory[optuna]'"
-            ) from error
+        is_ours = hasattr(self._setup[1], "task_name")
+        with one_line_errors() if is_ours else nullcontext():
+            if importlib.util.find_spec("optuna") is None:
+                raise ConfigError(
+                    "hydra/sweeper=binventory_optuna: optuna is not installed; pip install 'binventory[optuna]'"
+                )
         from hydra_plugins.binventory_optuna_sweeper._core import run_sweep
 
         return run_sweep(self._settings, *self._setup, arguments)

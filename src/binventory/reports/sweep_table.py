@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from binventory.tracking.epochs import read_epochs
 from binventory.tracking.sweep_record import SweepJob, SweepRecord
 
 REFRESH_S = 1.0
+LONG_NUMBER = re.compile(r"(?<=[=,\[(])-?\d+\.\d{5,}(?:e-?\d+)?(?![\w.])")  # as drawn from an interval
 MAX_LIVE_ROWS = 24
 STYLES = {"done": "green", "failed": "red", "running": "cyan", "preempted": "yellow", "pruned": "magenta"}
 
@@ -85,31 +87,32 @@ class SweepDisplay:
             rank = {"running": 0, "failed": 1}
             jobs = sorted(jobs, key=lambda job: (rank.get(job.state, 2 if job.ended else 3), -job.number))
             jobs = sorted(jobs[:MAX_LIVE_ROWS], key=lambda job: job.number)
-        table = self._table(jobs)
+        table = self._table(jobs, is_live=True)
         table.caption = self._where_it_is()
         self._live.update(table, refresh=True)
 
     def print_table(self) -> None:
         """Print all jobs, and where what they left lies."""
-        self._console.print(self._table(self.record.jobs))
+        self._console.print(self._table(self.record.jobs, is_live=False))
         for job in self.record.jobs:
             if job.state == "failed":
                 self.say(f"job {job.number}: {job.error or 'failed'}; see {self._log(job)}")
         # Not through the console: it would break a long path over lines.
         print(f"sweep folder: {self.record.folder}", flush=True)
 
-    def _table(self, jobs: list[SweepJob]) -> Table:
+    def _table(self, jobs: list[SweepJob], *, is_live: bool) -> Table:
         table = Table(title=f"Sweep, {len(self.record.jobs)} jobs", title_justify="left", caption_justify="left")
         for name in ("job", "overrides", "state"):
             table.add_column(name, overflow="fold")
         table.add_column(self.record.objective or "value", justify="right")
         table.add_column("epoch", justify="right")
         table.add_column("time", justify="right")
-        table.add_column("left", justify="right")
+        if is_live:
+            table.add_column("left", justify="right")
         for job in jobs:
-            table.add_row(
-                str(job.number), Text(self._said(job)), Text(job.state, STYLES.get(job.state, "")), *self._cells(job)
-            )
+            state = Text(job.state, STYLES.get(job.state, ""))
+            cells = self._cells(job)
+            table.add_row(str(job.number), Text(self._said(job)), state, *(cells if is_live else cells[:-1]))
         return table
 
     def _cells(self, job: SweepJob) -> tuple[str, str, str, str]:
@@ -129,7 +132,8 @@ class SweepDisplay:
         """Return what sets this job apart; all of it where the sweep has one job."""
         common = set.intersection(*(set(other.overrides) for other in self.record.jobs))
         apart = [text for text in job.overrides if text not in common]
-        return " ".join(map(redact_text, apart or job.overrides))
+        text = " ".join(map(redact_text, apart or job.overrides))
+        return LONG_NUMBER.sub(lambda found: f"{float(found[0]):.4g}", text)
 
     def _epochs_asked(self, run_dir: Path) -> int | None:
         if run_dir not in self._max_epochs:

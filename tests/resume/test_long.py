@@ -50,6 +50,7 @@ def predict(lab: Lab, name: str, num_photos: int, leak: str = "") -> Path:
     return rows
 
 
+@pytest.mark.long
 def test_training_stays_flat(lab: Lab) -> None:
     rows = train(lab, "long", NUM_EPOCHS)
     assert len(np.loadtxt(rows)) == NUM_EPOCHS + 1, "one a validation, one of the test"
@@ -60,6 +61,7 @@ def test_training_stays_flat(lab: Lab) -> None:
     assert abs(gains["threads"]) < MAX_HANDLES
 
 
+@pytest.mark.long
 def test_predictions_stay_flat(lab: Lab) -> None:
     train(lab, "short", 1)
     gains = meter.slopes(predict(lab, "many", NUM_PHOTOS))

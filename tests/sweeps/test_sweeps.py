@@ -76,7 +76,9 @@ def test_on_failure_stop_starts_no_more(workplace: Path, tmp_path: Path) -> None
     assert (again.exit_code, again.states) == (0, ["done"] * 3)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_a_stopped_sweep_saves_and_goes_on(
     workplace: Path, signum: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

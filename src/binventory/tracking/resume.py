@@ -83,8 +83,8 @@ def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[
         raise InputError(f"resume={run_dir}: not the run folder of a {task} run; name one, or take resume=auto")
     said = _read_provenance(run_dir).get("overrides")
     before = [line for line in said if isinstance(line, str)] if isinstance(said, list) else []
-    named = {_key(override) for override in added}
-    kept = [override for override in before if _key(override) not in {*named, "resume", "resume_changed"}]
+    named = {override_key(override) for override in added}
+    kept = [override for override in before if override_key(override) not in {*named, "resume", "resume_changed"}]
     if hidden := [override for override in kept if REDACTED in override]:
         raise ConfigError(f"resume={run_dir}: {hidden[0]} was a secret and is not kept; give it again")
     check_overrides(kept, str(run_dir / "provenance.json"))
@@ -139,7 +139,8 @@ def _is_below(key: str, parents: Sequence[str]) -> bool:
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key or group that an override sets."""
     return override.split("=", maxsplit=1)[0].lstrip("+~")
 
 

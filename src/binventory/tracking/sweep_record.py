@@ -18,6 +18,7 @@ from binventory.config.compose import quote_value
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
 from binventory.files import write_json, write_text
+from binventory.tracking.resume import override_key
 from binventory.tracking.run_folder import RunFolder, State
 
 RECORD_VERSION = 1
@@ -216,12 +217,12 @@ def overrides_to_resume_sweep(folder: Path, task: str, added: Sequence[str]) -> 
         raise InputError(f"resume_sweep={folder}: a sweep of {saved['task']}.py, not of {task}.py")
     before = [text for text in saved["overrides"] if isinstance(text, str)]
     added = [text for text in added if not text.startswith("resume_sweep=")]
-    named = {_key(text) for text in added}
-    kept = [text for text in before if _key(text) not in named]
-    secret_keys = {_key(text) for text in before if REDACTED in text}
+    named = {override_key(text) for text in added}
+    kept = [text for text in before if override_key(text) not in named]
+    secret_keys = {override_key(text) for text in before if REDACTED in text}
     if hidden := [text for text in kept if REDACTED in text]:
         raise ConfigError(f"resume_sweep={folder}: {hidden[0]} was a secret and is not kept; give it again")
-    same = {*before, *(text for text in added if _key(text) in secret_keys)}
+    same = {*before, *(text for text in added if override_key(text) in secret_keys)}
     if foreign := [text for text in added if not text.startswith(("hydra.", "hydra/")) and text not in same]:
         raise ConfigError(
             f"{foreign[0]}: resume_sweep runs the sweep's own jobs: only hydra.* can be added; start a new sweep"
@@ -259,10 +260,6 @@ def one_line(text: str) -> str:
     """Return a text as one printable line without secrets."""
     line = redact_text(" ".join(text.split()))
     return "".join(char if char.isprintable() else "?" for char in line)
-
-
-def _key(override: str) -> str:
-    return override.split("=", maxsplit=1)[0].lstrip("+~")
 
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:

@@ -160,8 +160,8 @@ def test_a_combination_that_does_not_fit_is_one_failed_row(workplace: Path) -> N
     """Of more than 64 combinations only single values are checked before the start."""
     seeds = ",".join(map(str, range(20)))
     outcome = sweep_here(
-        workplace, "-m", *TINY[:-1], "debug=fast", f"seed={seeds}", "trainer.max_epochs=3,1",
-        "scheduler.warmup_epochs=0,2", "hydra.launcher.on_failure=stop",
+        workplace, "-m", *TINY[:-1], "debug=fast", f"seed={seeds}", "trainer.max_epochs=4,2",
+        "scheduler.warmup_epochs=0,3", "hydra.launcher.on_failure=stop",
     )  # fmt: skip
     assert outcome.exit_code == 1
     assert outcome.states[:5] == ["done", "done", "done", "failed", "queued"]

@@ -1,7 +1,8 @@
-"""The `binventory` command. Every subcommand takes Hydra overrides, checked as those of train.py are."""
+"""The `binventory` command. Subcommands that run a task take Hydra overrides, checked as those of train.py are."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +38,44 @@ def evaluate(
     overrides = list(context.args)
     # `run=DIR` and a plain DIR mean the same; a folder's name may hold characters that Hydra's grammar does not like.
     run_task("evaluate", [run if run.startswith("run=") else "run='{}'".format(run.replace("'", "\\'")), *overrides])
+
+
+@app.command()
+def compare(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_SWEEP_OR_FOLDER",
+            help="Run folders, sweeps, folders that hold them, globs, or ids under outputs/.",
+            show_default=False,
+        ),
+    ],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures, one row a run.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables as Markdown.")] = None,
+    metric: Annotated[str, typer.Option(help="Best first by this one.")] = "test/accuracy",
+) -> None:
+    """Compare runs: what differs in their configs, their figures, and whether the difference is more than chance.
+
+    Runs that differ in nothing but their seed are also given as mean ± standard deviation. Runs on the same test set
+    are compared photo by photo.
+    """
+    from binventory.compare.render import print_comparison, write_csv, write_markdown
+    from binventory.compare.table import compare as compare_runs
+    from binventory.errors import UserError
+    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+
+    try:
+        comparison = compare_runs(places, metric)
+        print_comparison(comparison)
+        written = [] if csv is None else write_csv(comparison, csv)
+        if markdown is not None:
+            write_markdown(comparison, markdown)
+            written.append(markdown)
+    except UserError as error:
+        report_user_error(error)
+        raise typer.Exit(EXIT_USER_ERROR) from error
+    for path in written:
+        print(f"wrote {path}")
 
 
 def main() -> None:

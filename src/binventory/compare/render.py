@@ -1,0 +1,273 @@
+"""A comparison as text: on the terminal, as CSV, as Markdown. Nothing is computed here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from binventory.compare.paired import Pair
+from binventory.compare.run import TRAINING_FIGURES, Run
+from binventory.compare.table import SEED_KEY, Comparison, SeedGroup
+from binventory.data.text import printable
+from binventory.errors import InputError
+from binventory.files import write_text
+
+STYLES = {"done": "green", "failed": "red", "broken": "red", "running": "cyan", "preempted": "yellow"}
+SHOWN = ("test/accuracy", "test/rmse", "test/within_one", "val/accuracy", "train_seconds")  # CSV has all of them
+MISSING = "-"
+MAX_CONFIG_COLUMNS = 4
+MAX_CONFIG_VALUES = 8  # in one cell
+MARKUP = str.maketrans({**{char: f"\\{char}" for char in "\\`*_[]|"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"})
+MAX_PAIRS = 20  # more are in the CSV
+LEVEL = 0.05
+
+Rows = list[list[str]]
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the tables on stdout."""
+    console = Console()
+    for title, header, rows in _tables(comparison):
+        table = Table(title=title, title_justify="left")
+        for name in header:
+            table.add_column(Text(name), overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
+        console.print(table)
+    for line in _remarks(comparison):
+        console.print(Text(line), soft_wrap=True)
+
+
+def write_markdown(comparison: Comparison, path: Path) -> None:
+    """Write the tables as Markdown, atomically.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    parts = []
+    for title, header, rows in _tables(comparison):
+        lines = [f"## {title}", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
+        parts.append("\n".join([*lines, *map(_markdown_row, rows)]))
+    parts.extend(map(_escaped, _remarks(comparison)))
+    _write("--markdown", path, "\n\n".join(parts) + "\n")
+
+
+def write_csv(comparison: Comparison, path: Path) -> list[Path]:
+    """Write one row a run with all of its figures and, where there are pairs, `<name>.pairs.csv` beside it.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    written = [path]
+    _write("--csv", path, _csv(_run_rows(comparison)))
+    if comparison.pairs:
+        written.append(path.with_suffix(f".pairs{path.suffix or '.csv'}"))
+        _write("--csv", written[-1], _csv(_pair_rows(comparison)))
+    return written
+
+
+def _tables(comparison: Comparison) -> list[tuple[str, list[str], Rows]]:
+    tables = [(f"{_times(len(comparison.runs), 'run')} by {comparison.metric}", *_runs_table(comparison))]
+    if any(len(group.runs) > 1 for group in comparison.groups):
+        tables.append(("Mean ± standard deviation over seeds", *_groups_table(comparison)))
+    if comparison.pairs:
+        tables.append(("Differences on the same photos (p corrected by Holm)", *_pairs_table(comparison)))
+    return tables
+
+
+def _metrics(comparison: Comparison) -> list[str]:
+    known = {name for run in comparison.runs for name in run.figures}
+    return [name for name in dict.fromkeys((comparison.metric, *SHOWN)) if name in known]
+
+
+def _runs_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    metrics, runs = _metrics(comparison), comparison.runs
+    has_tasks = len({run.task for run in runs}) > 1
+    sets = _letters(comparison) if len(comparison.test_sets) > 1 else {}
+    keys = comparison.differing
+    header = ["run", *(["task"] if has_tasks else []), "state", *_config_header(keys), *map(_header, metrics)]
+    rows = []
+    for place, run in enumerate(runs):
+        task = [run.task or "-"] if has_tasks else []
+        figures = [_figure(name, run.figures.get(name)) for name in metrics]
+        tested = [sets.get(place, "-")] if sets else []
+        label = printable(comparison.labels[place], 200)
+        rows.append([label, *task, run.state, *_config_cells(run, keys), *figures, *tested])
+    return [*header, *(["test set"] if sets else [])], rows
+
+
+def _config_header(keys: Sequence[str]) -> list[str]:
+    return [_header(key) for key in keys] if len(keys) <= MAX_CONFIG_COLUMNS else ["config"]
+
+
+def _config_cells(run: Run, keys: Sequence[str]) -> list[str]:
+    """Return a cell for each key; where these would be too many, one cell for all."""
+    if len(keys) <= MAX_CONFIG_COLUMNS:
+        return [_value(run, key) for key in keys]
+    said = [f"{_header(key)}={_value(run, key)}" for key in keys if run.config is not None and key in run.config]
+    more = f" … {len(said) - MAX_CONFIG_VALUES} more" if len(said) > MAX_CONFIG_VALUES else ""
+    return [" ".join(said[:MAX_CONFIG_VALUES]) + more or MISSING]
+
+
+def _groups_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    metrics = _metrics(comparison)
+    keys = [key for key in comparison.differing if key != SEED_KEY]
+    rows = []
+    for group in comparison.groups:
+        config = _config_cells(comparison.runs[group.runs[0]], keys)
+        said = [_mean_std(name, group) for name in metrics]
+        rows.append([str(len(group.runs)), ", ".join(map(_plain, group.seeds)), *config, *said])
+    return ["runs", "seeds", *_config_header(keys), *map(_header, metrics)], rows
+
+
+def _pairs_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    header = ["first - second", "accuracy [95%]", "McNemar p", "RMSE [95%]", "bootstrap p"]
+    rows = []
+    for pair in comparison.pairs[:MAX_PAIRS]:
+        labels = (printable(comparison.labels[place], 200) for place in (pair.first, pair.second))
+        accuracy = _difference(pair.accuracy_difference, pair.accuracy_interval)
+        rmse = _difference(pair.rmse_difference, pair.rmse_interval)
+        rows.append([" - ".join(labels), accuracy, _p(pair.accuracy_p_corrected), rmse, _p(pair.rmse_p_corrected)])
+    return header, rows
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    lines = []
+    pairs = comparison.pairs
+    if pairs:
+        of_accuracy = sum(pair.accuracy_p_corrected < LEVEL for pair in pairs)
+        of_rmse = sum(pair.rmse_p_corrected < LEVEL for pair in pairs)
+        lines.append(
+            f"Corrected for {_times(len(pairs), 'pair')}, {of_accuracy} differ in accuracy and {of_rmse} in RMSE"
+            f" (p < {LEVEL})."
+        )
+        if len(pairs) > MAX_PAIRS:
+            lines.append(f"{_times(len(pairs) - MAX_PAIRS, 'more pair')} not shown; --csv FILE writes all of them.")
+    if len(comparison.test_sets) > 1:
+        letters = _letters(comparison)
+        sets = ", ".join(f"{letters[same.runs[0]]} of {same.num_images} photos" for same in comparison.test_sets)
+        apart = _times(comparison.num_apart, "pair")
+        lines.append(f"The test sets differ ({sets}): their figures are not comparable. {apart} of runs not compared.")
+    if any(same.fingerprint is None and len(same.runs) > 1 for same in comparison.test_sets):
+        lines.append("Runs without a data fingerprint were matched by ids and quantities only: photos may differ.")
+    for label, run in zip(comparison.labels, comparison.runs, strict=True):
+        if run.problem is not None:
+            lines.append(f"{printable(label, 200)}: {run.state}: {run.problem}")
+    return lines
+
+
+def _run_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    names = sorted({name for run in comparison.runs for name in run.figures} - set(TRAINING_FIGURES))
+    sets = _letters(comparison)
+    groups = {place: number for number, group in enumerate(comparison.groups) for place in group.runs}
+    return [
+        {
+            "run": run.name,
+            "path": str(run.path),
+            "state": run.state,
+            "task": run.task,
+            "started": run.started,
+            "seed_group": groups.get(place),
+            "test_set": sets.get(place),
+            **{f"config.{key}": _value(run, key, missing="") for key in comparison.differing},
+            **{name: run.figures.get(name) for name in (*names, *TRAINING_FIGURES)},
+            "problem": run.problem,
+        }
+        for place, run in enumerate(comparison.runs)
+    ]
+
+
+def _pair_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    return [_pair_row(comparison.runs, pair) for pair in comparison.pairs]
+
+
+def _pair_row(runs: Sequence[Run], pair: Pair) -> dict[str, Any]:
+    row: dict[str, Any] = {"first": runs[pair.first].name, "second": runs[pair.second].name}
+    row["only_first_right"], row["only_second_right"] = pair.only_first, pair.only_second
+    for name in ("accuracy", "rmse"):
+        low, high = getattr(pair, f"{name}_interval")
+        row[f"{name}_difference"] = getattr(pair, f"{name}_difference")
+        row[f"{name}_low"], row[f"{name}_high"] = low, high
+        row[f"{name}_p"] = getattr(pair, f"{name}_p")
+        row[f"{name}_p_corrected"] = getattr(pair, f"{name}_p_corrected")
+    return row
+
+
+def _letters(comparison: Comparison) -> dict[int, str]:
+    """Return the name of each run's test set by the run's position: A, B, … Z, A1, …"""
+    names = {}
+    for number, same in enumerate(comparison.test_sets):
+        letter = chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
+        names.update(dict.fromkeys(same.runs, letter))
+    return names
+
+
+def _value(run: Run, key: str, missing: str = MISSING) -> str:
+    return _plain(run.config[key]) if run.config is not None and key in run.config else missing
+
+
+def _plain(value: Any) -> str:
+    """Return a config's value as YAML would have it in one line."""
+    return printable(value, 200) if isinstance(value, str) else printable(json.dumps(value, default=str), 200)
+
+
+def _header(name: str) -> str:
+    return "seconds" if name == "train_seconds" else printable(name, 200)
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if name in ("epochs", "best_epoch", "train_seconds", "images_per_second") else f"{value:.4f}"
+
+
+def _mean_std(name: str, group: SeedGroup) -> str:
+    mean = _figure(name, group.means.get(name))
+    return f"{mean} ± {_figure(name, group.stds[name])}" if name in group.stds else mean
+
+
+def _difference(difference: float, interval: tuple[float, float]) -> str:
+    return f"{difference:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(text: str) -> str:
+    """Return text in which nothing is Markdown or HTML: names and values are others'."""
+    return text.translate(MARKUP)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written ({error.strerror}); name another file") from error
+
+
+def _times(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

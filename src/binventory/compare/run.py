@@ -1,0 +1,176 @@
+"""One run as its folder tells it. Nothing here is trusted to be whole: what cannot be read becomes its problem."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from binventory.config.capture import load_config
+from binventory.data.text import printable
+from binventory.errors import InputError
+from binventory.tracking.run_folder import RunFolder
+from binventory.tracking.sweep_record import SWEEP_FILE, one_line
+
+BROKEN = "broken"  # the state of a run whose status.json cannot be read
+SCORING_TASKS = ("train", "evaluate")  # a prediction has no figures
+STATES = ("queued", "running", "done", "failed", "preempted", "pruned")
+# Of metrics.json: what a run took and how far it got.
+TRAINING_FIGURES = ("epochs", "best_epoch", "train_seconds", "images_per_second")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of the comparison.
+
+    Attributes:
+        path: the run folder; of a job that never got one, its sweep's folder.
+        name: the folder's name; of a sweep's job `<sweep>/<job>`.
+        state: as in status.json, or "broken".
+        task: train, evaluate, …; None where the run does not say.
+        config: dotted key → value; a list is one value. None where there is no readable config.yaml.
+        figures: metrics.json by logged name (`test/accuracy`), and `epochs`, `train_seconds`, …; finite numbers only.
+        fingerprint: of the data, from provenance.json; None where the run does not say.
+        started: ISO 8601; None before the run started.
+        problem: why it failed or what of it cannot be read, in one line.
+    """
+
+    path: Path
+    name: str
+    state: str
+    task: str | None = None
+    config: Mapping[str, Any] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: str | None = None
+    started: str | None = None
+    problem: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its figures are final."""
+        return self.state == "done"
+
+    @property
+    def num_tested(self) -> int:
+        """Photos that its test figures are of."""
+        return int(self.figures.get("test/num_images", 0))
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder; whatever is missing or damaged in it, it is a row."""
+    problems: list[str] = []
+    status = _read_status(path, problems)
+    state, task = status.get("state", BROKEN), _short_task(status.get("task"))
+    figures = _read_json(path / "metrics.json", problems, is_expected=state == "done" and task in SCORING_TASKS)
+    provenance = _read_json(path / "provenance.json", problems, is_expected=state == "done")
+    data = provenance.get("data")
+    fingerprint = data.get("fingerprint") if isinstance(data, dict) else None
+    return Run(
+        path=path,
+        name=f"{path.parent.name}/{path.name}" if (path.parent / SWEEP_FILE).is_file() else path.name,
+        state=state,
+        task=task,
+        config=_read_config(path / "config.yaml", problems),
+        figures=_figures(figures),
+        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        started=status.get("started") if isinstance(status.get("started"), str) else None,
+        problem="; ".join(problems) or None,
+    )
+
+
+def unstarted_run(sweep: Path, job: Mapping[str, Any]) -> Run:
+    """Return the row of a job of sweep.json that left no status: not started yet, or killed before it could say so."""
+    state = job["state"] if job["state"] in STATES else BROKEN
+    problem = None if job["error"] is None else _said(job["error"])
+    return Run(path=sweep, name=f"{sweep.name}/{printable(str(job['job']), 20)}", state=state, problem=problem)
+
+
+def _read_status(path: Path, problems: list[str]) -> dict[str, Any]:
+    folder = RunFolder(path)
+    try:
+        status = folder.read_status()
+        state = status.get("state")
+        if state not in STATES:
+            raise InputError("there is no status.json" if not status else f"status.json: state={state!r:.40} is none")
+    except (InputError, RecursionError) as error:
+        problems.append(_said(error))
+        return {}
+    if state == "failed":
+        problems.append(_failure(status.get("error")))
+    if state == "running" and _is_abandoned(folder):
+        problems.append("no process on this machine writes it")
+    return status
+
+
+def _failure(error: Any) -> str:
+    if not isinstance(error, dict):
+        return "failed"
+    return printable(one_line(f"{error.get('type')}: {error.get('message')}"), 300)
+
+
+def _is_abandoned(folder: RunFolder) -> bool:
+    try:
+        return folder.writer() is None
+    except (OSError, ValueError):  # not ours to open, or a pid that is none
+        return False
+
+
+def _read_json(path: Path, problems: list[str], *, is_expected: bool) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if is_expected:
+            problems.append(f"there is no {path.name}")
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name}: cannot be read ({_said(error)})")
+        return {}
+    if not isinstance(read, dict):
+        problems.append(f"{path.name}: cannot be read (not an object)")
+        return {}
+    return read
+
+
+def _read_config(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    from omegaconf import OmegaConf
+
+    try:
+        return dict(_flat(OmegaConf.to_container(load_config(path), resolve=False)))
+    except FileNotFoundError:
+        problems.append("there is no config.yaml")
+    except (OSError, InputError) as error:
+        problems.append(_said(error))
+    return None
+
+
+def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of nested dicts; `load_config` bounds how deep they are."""
+    if not isinstance(node, dict):
+        return [(prefix, node)]
+    return [pair for key, child in node.items() for pair in _flat(child, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _figures(read: Mapping[str, Any]) -> dict[str, float]:
+    figures = {}
+    for split in ("val", "test"):
+        values = read.get(split)
+        if isinstance(values, dict):
+            figures.update({f"{split}/{name}": value for name, value in values.items()})
+    figures.update({name: read.get(name) for name in TRAINING_FIGURES})
+    return {name: value for name, value in figures.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    # NaN, infinity and an integer of 400 digits are in JSON files, too.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _short_task(task: Any) -> str | None:
+    """Return `train` for `binventory.tasks.train:run`."""
+    return printable(task.split(":", 1)[0].rsplit(".", 1)[-1], 60) if isinstance(task, str) else None
+
+
+def _said(error: object) -> str:
+    return printable(one_line(str(error)) or type(error).__name__, 300)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from binventory.config.capture import load_config
+from binventory.config.capture import load_config, one_line
 from binventory.data.text import printable
 from binventory.errors import InputError
 from binventory.tracking.run_folder import RunFolder
-from binventory.tracking.sweep_record import SWEEP_FILE, one_line
+from binventory.tracking.sweep_record import SWEEP_FILE
 
 BROKEN = "broken"  # the state of a run whose status.json cannot be read
 SCORING_TASKS = ("train", "evaluate")  # a prediction has no figures

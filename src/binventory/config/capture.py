@@ -82,6 +82,12 @@ def redact_text(text: str) -> str:
     return _SECRET_VALUE.sub(REDACTED, text)
 
 
+def one_line(text: str) -> str:
+    """Return a text as one printable line without secrets: a name in it may be somebody else's."""
+    line = redact_text(" ".join(text.split()))
+    return "".join(char if char.isprintable() else "?" for char in line)
+
+
 def _environment_secrets() -> list[str]:
     """Return the longest first: one may be part of another."""
     found = {

@@ -6,9 +6,10 @@ import signal
 
 from hydra.core.utils import JobStatus
 
+from binventory.config.capture import one_line
 from binventory.errors import InputError
 from binventory.tracking.run_folder import RunFolder
-from binventory.tracking.sweep_record import SweepJob, one_line
+from binventory.tracking.sweep_record import SweepJob
 
 HINTS: dict[int, str] = {signal.SIGKILL: " (out of memory, or kill -9)"}
 

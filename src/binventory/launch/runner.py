@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from binventory.config.capture import redact_text, save_config
+from binventory.config.capture import one_line, redact_text, save_config
 from binventory.errors import UserError
 from binventory.files import write_json
 from binventory.launch.spec import JobSpec
@@ -140,9 +140,7 @@ def import_task(task: str) -> Callable[..., Any]:
 
 def report_user_error(error: UserError) -> None:
     """Say what the user can mend, in one line, on stderr."""
-    line = redact_text(" ".join(str(error).split()))
-    # A name in the message may be somebody else's: it shall not drive the terminal.
-    print(f"error: {''.join(char if char.isprintable() else '?' for char in line)}", file=sys.stderr)
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
 def _raise_on_signals() -> dict[signal.Signals, Any]:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from binventory.config.capture import REDACTED, redact, redact_text
+from binventory.config.capture import REDACTED, one_line, redact, redact_text
 from binventory.config.compose import quote_value
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
@@ -254,12 +254,6 @@ def finite(value: float | None) -> float | None:
 def now() -> str:
     """Return the time in ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def one_line(text: str) -> str:
-    """Return a text as one printable line without secrets."""
-    line = redact_text(" ".join(text.split()))
-    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:

@@ -20,10 +20,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from binventory.config.compose import MAX_SWEEP_VALUES
 from binventory.config.suggest import did_you_mean
 from binventory.errors import ConfigError
 
-MAX_VALUES = 10_000  # of one key; a range of 10**12 is a slip of the keyboard
 TAGS = ("log",)
 
 
@@ -160,11 +160,11 @@ def _choices(values: list[Any]) -> CategoricalDistribution:
 
 def _values(override: Override, where: str) -> list[Any]:
     try:
-        values = list(itertools.islice(override.sweep_iterator(), MAX_VALUES + 1))
+        values = list(itertools.islice(override.sweep_iterator(), MAX_SWEEP_VALUES + 1))
     except (HydraException, ValueError) as error:  # of a range with a step of 0
         raise ConfigError(f"{where}: no such range ({error})") from error
     if not values:
         raise ConfigError(f"{where}: an empty sweep; name at least one value")
-    if len(values) > MAX_VALUES:
-        raise ConfigError(f"{where}: over {MAX_VALUES:,} values; name fewer, or write int(interval(LOW, HIGH))")
+    if len(values) > MAX_SWEEP_VALUES:
+        raise ConfigError(f"{where}: over {MAX_SWEEP_VALUES:,} values; name fewer, or write int(interval(LOW, HIGH))")
     return values

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
+from binventory.launch.runner import STOP_SIGNALS
 from tests.running import ROOT, TINY, Run, run_here
 
 pytest_plugins = ["tests.s3"]
 
 # Colours and widths of the terminal that runs the tests must not reach what they read; nothing may reach for a cloud.
 os.environ.update({"NO_COLOR": "1", "COLUMNS": "120", "WANDB_MODE": "offline"})
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """Put the handlers back: a job that is stopped leaves its process ignoring signals, and children inherit that."""
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session")

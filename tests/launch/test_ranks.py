@@ -54,7 +54,8 @@ def test_ranks_end_in_order_when_their_parent_is_killed(tmp_path: Path) -> None:
     os.close(lock)
 
 
-def test_a_rank_whose_parent_was_gone_before_it_looked_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_rank_whose_parent_was_gone_before_it_looked_does_nothing(tmp_path: Path, inherited: signal.Handlers) -> None:
     spec = write_spec(tmp_path, "succeed")
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
@@ -63,6 +64,7 @@ def test_a_rank_whose_parent_was_gone_before_it_looked_does_nothing(tmp_path: Pa
         "BINVENTORY_PARENT_PID": str(done.pid),
     }  # fmt: skip
     command = [sys.executable, "-m", "binventory.launch", str(spec)]
+    signal.signal(signal.SIGTERM, inherited)
     rank = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
     assert rank.returncode == -signal.SIGTERM
     assert not (spec.parent / "rank0.txt").exists()

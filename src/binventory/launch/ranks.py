@@ -103,6 +103,8 @@ def end_with_parent() -> None:
         return
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # inherited, from `trap '' TERM` for one
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.getppid() != int(parent):  # it ended before it could be watched
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -29,10 +29,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_commit_and_what_differs_from_it(checkout: Path) -> None:
-    clean = module.provenance([])["git"]
+    clean = module.provenance([], {})["git"]
     assert clean == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False, "diff_sha256": None}
     (checkout / "code.py").write_text("one = 2\n")
-    dirty = module.provenance([])["git"]
+    dirty = module.provenance([], {})["git"]
     assert dirty["commit"] == clean["commit"]
     assert dirty["dirty"]
     assert len(dirty["diff_sha256"]) == 64
@@ -42,5 +42,5 @@ def test_asking_writes_nothing_into_the_repository(checkout: Path) -> None:
     """Killed while it rewrites the index, git would leave a lock behind that stops the user's next commit."""
     os.utime(checkout / "code.py", (1, 1))  # so that git would bring its index up to date
     before = (checkout / ".git" / "index").read_bytes()
-    module.provenance([])
+    module.provenance([], {})
     assert (checkout / ".git" / "index").read_bytes() == before

@@ -127,7 +127,7 @@ def _write_provenance(spec: JobSpec, run_dir: Path) -> None:
         before = json.loads(path.read_text())
         earlier = [*before.pop("earlier_attempts", []), before]
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
-    facts = {"started": started, **provenance(spec.overrides)}
+    facts = {"started": started, **provenance(spec.overrides, spec.choices)}
     write_json(path, {**facts, "earlier_attempts": earlier} if earlier else facts)
 
 

@@ -35,6 +35,12 @@ class JobSpec:
     run_dir: str
     overrides: list[str]
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The file that each config group was taken from, Hydra's own groups left out."""
+        runtime = self.config.get("hydra", {}).get("runtime", {})
+        return {name: file for name, file in runtime.get("choices", {}).items() if not name.startswith("hydra/")}
+
     def save(self, path: Path) -> None:
         """Write the spec as JSON, atomically, with secrets redacted."""
         hidden = {"config": redact(self.config), "overrides": redact(self.overrides)}

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,17 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance(overrides: list[str]) -> dict[str, Any]:
-    """Return plain values for `provenance.json`; data and device facts are added by the task that knows them."""
+def provenance(overrides: Sequence[str], choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return plain values for `provenance.json`; data and device facts are added by the task that knows them.
+
+    Args:
+        overrides: what was said on the command line.
+        choices: the file that each config group was taken from.
+    """
     return {
         "command": [redact_text(argument) for argument in sys.argv],
         "overrides": [redact_text(override) for override in overrides],
+        "choices": dict(choices),
         "working_dir": str(Path.cwd()),
         "git": _git(),
         "python": platform.python_version(),

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Count the items in warehouse bins from photos.")
+wandb_app = typer.Typer(no_args_is_help=True, help="What binventory does with Weights & Biases besides logger=wandb.")
+app.add_typer(wandb_app, name="wandb")
 
 # Hydra reads what follows the subcommand: overrides and its own flags such as --cfg job.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
@@ -76,6 +78,59 @@ def compare(
         raise typer.Exit(EXIT_USER_ERROR) from error
     for path in written:
         print(f"wrote {path}")
+
+
+@wandb_app.command()
+def sync(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_SWEEP_OR_FOLDER",
+            help="Run folders, sweeps, folders that hold them, globs, or ids under outputs/.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Send runs that were logged offline to W&B, each attempt of a resumed run after the one before."""
+    from binventory.compare.find import find_runs
+    from binventory.errors import UserError
+    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+    from binventory.tracking.wandb_sync import sync as sync_runs
+
+    try:
+        exit_code = sync_runs(dict.fromkeys(run.path for run in find_runs(places)))
+    except UserError as error:
+        report_user_error(error)
+        raise typer.Exit(EXIT_USER_ERROR) from error
+    raise typer.Exit(exit_code)
+
+
+@wandb_app.command()
+def workspace(
+    project: Annotated[str, typer.Option(help="W&B project.")] = "binventory",
+    entity: Annotated[str | None, typer.Option(help="W&B team or user; default: the account's own.")] = None,
+    name: Annotated[str, typer.Option(help="What the view and the report are called.")] = "binventory",
+    report: Annotated[bool, typer.Option(help="Also write a report.")] = True,
+) -> None:
+    """Save a view of a project that shows which run is best, and a report on it; print where they are.
+
+    Each call makes new ones. Needs a key: WANDB_API_KEY or `wandb login`.
+    """
+    from binventory.errors import ConfigError, UserError
+    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+
+    try:
+        try:
+            from binventory.tracking.wandb_workspace import save_workspace
+        except ModuleNotFoundError as error:
+            missing = f"binventory wandb workspace: {error.name} is not installed; pip install 'binventory[wandb]'"
+            raise ConfigError(missing) from error
+        urls = save_workspace(project, entity, name, with_report=report)
+    except UserError as error:
+        report_user_error(error)
+        raise typer.Exit(EXIT_USER_ERROR) from error
+    for kind, url in zip(("view", "report"), urls, strict=False):
+        print(f"{kind}: {url}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per epoch, rewritten atomically, so that a reader never sees half a row."""
+"""One row per epoch: into metrics.csv, which a reader never sees half written, and to the loggers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 from binventory.files import write_text
+from binventory.metrics.direction import direction
 
 
 class MetricsCsv(pl.Callback):
-    """Writes every logged metric of each epoch to `metrics.csv`.
+    """Writes every metric of each epoch to `metrics.csv` and hands the row to the loggers.
 
     The rows travel in checkpoints: a resumed run writes those up to its checkpoint and drops what came after.
 
@@ -56,7 +57,7 @@ class MetricsCsv(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's row. Validation has run by then."""
-        metrics = {name: float(value) for name, value in sorted(trainer.logged_metrics.items())}
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         metrics = {name: value for name, value in metrics.items() if not name.startswith("test/")}
         self.rows.append(
             {
@@ -70,6 +71,17 @@ class MetricsCsv(pl.Callback):
         self._epoch_started, self._seconds_before = time.perf_counter(), 0.0
         if trainer.is_global_zero:
             self._write()
+            by_lightning = trainer.logged_metrics
+            row = {name: value for name, value in self.rows[-1].items() if name not in by_lightning}
+            for logger in trainer.loggers:
+                logger.log_metrics({**row, "epoch": trainer.current_epoch + 1}, step=trainer.global_step - 1)
+
+    def best(self, metric: str | None) -> dict[str, Any] | None:
+        """Return the row of the best epoch so far, the first of equals; the last one where no metric chooses."""
+        if metric is None or not self.rows:
+            return self.rows[-1] if self.rows else None
+        sign = 1 if direction(metric) == "max" else -1
+        return max(self.rows, key=lambda row: sign * row[metric])
 
     def _seconds(self) -> float:
         return round(self._seconds_before + time.perf_counter() - self._epoch_started, 3)

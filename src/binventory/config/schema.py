@@ -245,8 +245,11 @@ class WandbConfig:
     _target_: str = key("function")
     project: str = key("W&B project")
     entity: Optional[str] = key("W&B team or user; null: the default one")
-    group: Optional[str] = key("runs that belong together")
+    group: Optional[str] = key("runs that belong together; null: the sweep that the run is a job of")
     tags: List[str] = key("labels of the run")
+    log_model: bool = key("upload best.ckpt and the bundle as an artifact when the run is done")
+    num_photos: int = key("photos in each half of the table of errors: most wrong, least certain; 0: no table")
+    finish_timeout_s: float = key("how long the end of a run waits until W&B has all of it; 0: for ever")
 
 
 @dataclass

@@ -47,6 +47,19 @@ class Pruned(BaseException):
     """The sweep asked this job to stop; not an Exception, as Interrupted."""
 
 
+def ending_of(error: BaseException | None) -> tuple[State, int]:
+    """Return the state and the exit code of a job that ended with this error, or without one."""
+    if error is None:
+        return "done", EXIT_DONE
+    if isinstance(error, Pruned):
+        return "pruned", EXIT_DONE
+    if isinstance(error, Interrupted):
+        return "preempted", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "preempted", EXIT_INTERRUPTED
+    return "failed", EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+
+
 def execute(spec: JobSpec) -> tuple[int, Any]:
     """Run a job in this process.
 
@@ -89,34 +102,29 @@ def _run(spec: JobSpec, folder: RunFolder, is_writer: bool) -> tuple[int, Any]:
             save_config(config, folder.path / "config.yaml")
             _write_provenance(spec, folder.path)
         result = import_task(spec.task)(config, folder.path)
-        status("done", EXIT_DONE)
+        status(*ending_of(None))
         return EXIT_DONE, result
-    except UserError as error:
-        status("failed", EXIT_USER_ERROR, error)
-        if is_writer:  # every rank finds the same; one says so
-            report_user_error(error)
-        return EXIT_USER_ERROR, None
-    except Pruned:
-        status("pruned", EXIT_DONE)
-        return EXIT_DONE, None
-    except (Interrupted, KeyboardInterrupt) as error:
-        exit_code = error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
-        status("preempted", exit_code, error)
-        if is_writer:
-            hint = f"; resume={folder.path} goes on with it" if "resume" in spec.config else ""
-            print(f"{error or 'stopped by SIGINT'}: {folder.path}{hint}", file=sys.stderr)
+    except (Exception, SystemExit, KeyboardInterrupt, Interrupted, Pruned) as error:  # noqa: BLE001  the one place where a defect becomes a status and a code
+        state, exit_code = ending_of(error)
+        status(state, exit_code, None if state == "pruned" else error)
+        _say(error, spec, is_writer=is_writer)
         return exit_code, None
-    except OSError as error:
-        status("failed", EXIT_FAILED, error)
-        if error.errno not in STORAGE_ERRORS:
-            print(redact_text(traceback.format_exc()), file=sys.stderr)
-        elif is_writer:  # the machine's fault: one line says what to mend, status.json has the traceback
+
+
+def _say(error: BaseException, spec: JobSpec, *, is_writer: bool) -> None:
+    """Tell the user on stderr why the job ended. What every rank finds alike, one says."""
+    if isinstance(error, UserError):
+        if is_writer:
+            report_user_error(error)
+    elif isinstance(error, Interrupted | KeyboardInterrupt):
+        if is_writer:
+            hint = f"; resume={spec.run_dir} goes on with it" if "resume" in spec.config else ""
+            print(f"{error or 'stopped by SIGINT'}: {spec.run_dir}{hint}", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        if is_writer:  # the machine's fault: one line says what to mend, status.json has the traceback
             print(f"error: {redact_text(str(error))}", file=sys.stderr)
-        return EXIT_FAILED, None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  the one place where a defect becomes a status and code 1
-        status("failed", EXIT_FAILED, error)
+    elif not isinstance(error, Pruned):
         print(redact_text(traceback.format_exc()), file=sys.stderr)
-        return EXIT_FAILED, None
 
 
 def _write_provenance(spec: JobSpec, run_dir: Path) -> None:

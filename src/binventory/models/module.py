@@ -105,7 +105,8 @@ class BinCounter(pl.LightningModule):
                 f"train/loss is {float(figures['train/loss'])} in epoch {self.current_epoch + 1}:"
                 " training diverged; lower optimizer.lr or set trainer.gradient_clip_val"
             )
-        self.log_dict(figures, on_step=False, on_epoch=True)
+        # `MetricsCsv` hands them to the loggers: Lightning would do so only after a run that stops here has left.
+        self.log_dict(figures, on_step=False, on_epoch=True, logger=False)
         self.train_loss.reset()
         self.train_accuracy.reset()
 
@@ -139,7 +140,8 @@ class BinCounter(pl.LightningModule):
     def _finish(self, split: str) -> dict[str, Any]:
         figures = self.eval_metrics.compute()
         self.eval_metrics.reset()
-        self.log_dict({f"{split}/{name}": value for name, value in figures.items() if isinstance(value, float)})
+        shown = {f"{split}/{name}": value for name, value in figures.items() if isinstance(value, float)}
+        self.log_dict(shown, logger=False)
         return figures
 
     # Optimization and checkpoints

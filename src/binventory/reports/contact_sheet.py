@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from binventory.data.decode import PhotoError, decode_rgb, read_photo
 from binventory.data.text import printable
 from binventory.files import atomic_path
+from binventory.reports.hard_photos import certainty, least_certain
 
 CELL = 200  # pixels a photo
 CAPTION = 44
@@ -31,8 +32,7 @@ def save_contact_sheet(
         counts: what the probabilities stand for.
         num_photos: at most so many.
     """
-    pairs = zip(rows, photos, strict=True)
-    chosen = sorted(pairs, key=lambda pair: max(pair[0][f"p_{count}"] for count in counts))[:num_photos]
+    chosen = [(rows[place], photos[place]) for place in least_certain(rows, counts, num_photos)]
     num_columns = min(6, len(chosen))
     num_rows = -(-len(chosen) // num_columns)
     width = max(560, GAP + num_columns * (CELL + GAP))
@@ -64,8 +64,7 @@ def _draw_caption(
 ) -> None:
     """Draw what was predicted and recorded; `corner` is the upper left one."""
     left, top = corner
-    share = max(row[f"p_{count}"] for count in counts)
-    said = f"{row['predicted']} ({share:.0%})"
+    said = f"{row['predicted']} ({certainty(row, counts):.0%})"
     recorded = "" if row["quantity"] is None else f"recorded {row['quantity']}"
     baseline = top + 4
     draw.text((left, baseline), said, fill=INK, font=ImageFont.load_default(16))

@@ -57,8 +57,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], counts: Sequence[in
 
 def write_predictions(
     run_dir: Path, bins: Bins, probabilities: Mapping[int, Sequence[float]], counts: list[int]
-) -> None:
-    """Write the test set's predictions.csv.
+) -> list[dict[str, Any]]:
+    """Write the test set's predictions.csv and return its rows.
 
     Args:
         run_dir: the run folder.
@@ -72,3 +72,4 @@ def write_predictions(
         error = None if found is not None else "not evaluated"
         rows.append(prediction_row(bin_id, path, counts[target], found, counts, error))
     write_csv(run_dir / "predictions.csv", rows, counts)
+    return rows

@@ -33,7 +33,7 @@ from binventory.reports.table import print_results
 from binventory.serving.bundle import describe, load_bundle, save_bundle
 from binventory.tasks.predictions import write_predictions
 from binventory.tasks.training import make_callbacks, make_checkpoints, make_trainer
-from binventory.tracking.loggers import finish_loggers
+from binventory.tracking.loggers import finish_loggers, log_provenance, log_results
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,9 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     progress = ProgressReport(config.callbacks.progress.every_n_steps)
     checkpoints = make_checkpoints(config, run_dir, prepared.fingerprint, checkpoint)
     callbacks = make_callbacks(config, progress, run_dir, checkpoints)
-    trainer = make_trainer(config, run_dir, callbacks, checkpoints, data)
-    _add_data_facts(trainer, run_dir, prepared)
-
+    trainer = make_trainer(config, run_dir, callbacks, checkpoints, data, checkpoint)
     with ending_together(trainer):
+        _add_data_facts(trainer, run_dir, prepared)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         chosen = _load_chosen(module, run_dir, LAST if config.objective_metric is None else BEST)
         trainer.test(module, datamodule=data, verbose=False)
@@ -83,8 +82,9 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
         rows = {place: row for part in all_gather_objects(_by_place(module.test_rows)) for place, row in part.items()}
         if trainer.is_global_zero:
             save_bundle(run_dir / "bundle", module.network, module.description)
-            write_predictions(run_dir, data.bins("test"), rows, list(config.data.counts))
+            predictions = write_predictions(run_dir, data.bins("test"), rows, list(config.data.counts))
             write_json(run_dir / "metrics.json", figures)
+            log_results(trainer.loggers, figures, predictions, data.bins("test").paths, trainer.global_step)
     if trainer.is_global_zero:
         print_results(figures, run_dir)
     return _objective(figures, config.objective_metric)
@@ -96,17 +96,16 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
 
     A rank that leaves while its process group is open is aborted by gloo's threads now and then.
     """
-    done = False
+    error: BaseException | None = None
     try:
         yield
-        done = True
-    except Pruned:
-        done = True  # as it was meant
+    except BaseException as raised:
+        error = raised
         raise
     finally:
-        finish_loggers(trainer.loggers, failed=not done)
+        finish_loggers(trainer.loggers, error)
         if is_distributed():
-            if done:
+            if error is None or isinstance(error, Pruned):
                 torch.distributed.barrier()
             torch.distributed.destroy_process_group()
 
@@ -160,7 +159,7 @@ def _weights_of(config: TrainConfig, init_from: str) -> dict[str, torch.Tensor]:
 
 
 def _add_data_facts(trainer: pl.Trainer, run_dir: Path, prepared: PreparedBins) -> None:
-    """Add to provenance.json what only the task knows: the data's fingerprint and the devices."""
+    """Add to provenance.json what only the task knows, the data's fingerprint and the devices; then W&B gets it."""
     path = run_dir / "provenance.json"
     if not trainer.is_global_zero or not path.exists():
         return
@@ -173,6 +172,7 @@ def _add_data_facts(trainer: pl.Trainer, run_dir: Path, prepared: PreparedBins) 
         "names": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     write_json(path, facts)
+    log_provenance(trainer.loggers, run_dir)
 
 
 def _load_chosen(module: BinCounter, run_dir: Path, name: str) -> dict[str, Any]:

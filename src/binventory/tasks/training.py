@@ -17,6 +17,7 @@ from binventory.callbacks.ema import Ema
 from binventory.callbacks.metrics_csv import MetricsCsv
 from binventory.callbacks.progress import ProgressReport
 from binventory.callbacks.train_figures import TrainFigures
+from binventory.callbacks.wandb_summary import WandbSummary
 from binventory.config.capture import to_plain
 from binventory.config.schema import TrainConfig
 from binventory.data.datamodule import BinDataModule
@@ -31,7 +32,8 @@ def make_callbacks(
     config: TrainConfig, progress: ProgressReport, run_dir: Path, checkpoints: Checkpoints
 ) -> list[Callback]:
     """Return the callbacks of a run, in the order in which Lightning calls them; those that save come last."""
-    callbacks: list[Callback] = [TrainFigures(), progress, MetricsCsv(run_dir / "metrics.csv")]
+    epochs = MetricsCsv(run_dir / "metrics.csv")
+    callbacks: list[Callback] = [TrainFigures(), progress, epochs, WandbSummary(epochs, config.objective_metric)]
     asked = config.callbacks
     if asked.ema.decay is not None:
         callbacks.append(Ema(asked.ema.decay))
@@ -71,9 +73,15 @@ def _has_changed(resumed: Path, facts: dict[str, Any], *, allowed: bool) -> bool
 
 
 def make_trainer(
-    config: TrainConfig, run_dir: Path, callbacks: list[Callback], checkpoints: Checkpoints, data: BinDataModule
+    config: TrainConfig,
+    run_dir: Path,
+    callbacks: list[Callback],
+    checkpoints: Checkpoints,
+    data: BinDataModule,
+    resumed: Path | None,
 ) -> pl.Trainer:
-    """Build the Lightning Trainer that a config asks for."""
+    """Build the Lightning Trainer that a config asks for, and its loggers."""
+    resumed_step = None if resumed is None else read_checkpoint(resumed)["global_step"]
     asked = config.trainer
     return pl.Trainer(
         max_epochs=asked.max_epochs,
@@ -92,7 +100,7 @@ def make_trainer(
         log_every_n_steps=asked.log_every_n_steps,
         profiler=_profiler(asked.profiler, run_dir),
         default_root_dir=run_dir,
-        logger=make_loggers(config, run_dir),
+        logger=make_loggers(config, run_dir, resumed_step),
         callbacks=callbacks,
         plugins=[checkpoints.io],
         num_sanity_val_steps=0,

@@ -2,37 +2,227 @@
 
 from __future__ import annotations
 
-import netrc
+import json
 import os
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
-from binventory.config.capture import redact_text
+from binventory.config.capture import one_line, redact_text
+from binventory.errors import ConfigError
+from binventory.files import write_json
+from binventory.launch.runner import EXIT_PREEMPTED
+from binventory.tracking.run_folder import RunFolder, State
+from binventory.tracking.sweep_record import SWEEP_FILE
+from binventory.tracking.wandb_media import test_media
+
+RUN_FILE = "wandb.json"  # of the run folder: which W&B run it is
+# Set by `wandb agent` and by whoever wants a certain id; the client takes them itself.
+ID_VARIABLE, SWEEP_VARIABLE = "WANDB_RUN_ID", "WANDB_SWEEP_ID"
+DATA_VARIABLE = "WANDB_DATA_DIR"
+HYDRA_SWEEP_FILE = "multirun.yaml"
+
+
+class BinWandbLogger(WandbLogger):
+    """The one owner of the W&B run of a run folder: starts it, logs to it, ends it with what came of the job.
+
+    Rows have the x axes `epoch` and `step` of metrics.csv. W&B's own step only counts rows, so that a run that goes on
+    from an earlier step than it had logged loses none.
+
+    Args:
+        run_dir: the run folder.
+        log_model: upload best.ckpt and the bundle as an artifact when the run is done.
+        num_photos: photos in each half of the table of errors: the most wrong ones, and the least certain ones.
+        options: of `wandb.init`.
+    """
+
+    def __init__(self, run_dir: Path, *, log_model: bool, num_photos: int, **options: Any) -> None:
+        super().__init__(log_model=False, **options)  # Lightning's own uploads go by its ModelCheckpoint
+        del self._wandb_init["anonymous"]  # the client warns of it
+        self.run_dir = run_dir
+        self.uploads_model = log_model
+        self.num_photos = num_photos
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started the first time it is asked for."""
+        if self._experiment is None:
+            self._experiment = run = _start(self._wandb_init)
+            run.define_metric("epoch")
+            run.define_metric("step")
+            run.define_metric("*", step_metric="epoch")
+            _remember(self.run_dir, run)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log one row."""
+        # Lightning counts steps from 0.
+        self.experiment.log({**metrics} if step is None else {"step": step + 1, **metrics})
+
+    @rank_zero_only
+    def log_best(self, row: Mapping[str, Any]) -> None:
+        """Let the summary say what the best epoch so far came to.
+
+        Args:
+            row: of metrics.csv.
+        """
+        figures = {name: value for name, value in row.items() if "/" in name}
+        self.experiment.summary.update({**figures, "best_epoch": row["epoch"]})
+
+    @rank_zero_only
+    def log_results(self, figures: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], photos: Sequence[str]) -> None:
+        """Log what came of the test, and the model where that is asked for; see `loggers.log_results`."""
+        media = test_media(rows, photos, figures["test"]["per_count"], self.num_photos)
+        self.experiment.log({**media, "epoch": figures["best_epoch"]})
+        self.experiment.summary.update(flat_figures(figures))
+        if self.uploads_model:
+            self._upload_model(flat_figures(figures))
+
+    def _upload_model(self, metadata: dict[str, float]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
+        artifact.add_file(str(self.run_dir / "checkpoints" / "best.ckpt"))
+        artifact.add_dir(str(self.run_dir / "bundle"), name="bundle")
+        self.experiment.log_artifact(artifact)
+
+    @rank_zero_only
+    def finish(self, state: State, exit_code: int) -> None:
+        """End the run as the job ended. Waits, not for ever, until what is online has been sent."""
+        run = self.experiment
+        run.summary["state"] = state
+        if exit_code == EXIT_PREEMPTED:  # the machine's wish, not the user's: W&B's sweeps start such a run again
+            run.mark_preempting()
+        is_offline = run.offline
+        run.finish(exit_code=exit_code)
+        _end_session(self.run_dir)
+        if is_offline:
+            print(f"W&B was offline: `binventory wandb sync {self.run_dir}` sends the run", flush=True)
+
+
+def flat_figures(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of metrics.json by their logged names; those per count are left out."""
+    flat = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
+    for split in ("val", "test"):
+        flat.update({f"{split}/{name}": value for name, value in (figures.get(split) or {}).items()})
+    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 
 
 def make_wandb_logger(
-    save_dir: str, project: str, entity: str | None = None, group: str | None = None, tags: list[str] | None = None
-) -> WandbLogger:
-    """Start the W&B run of a run folder, named as the folder is."""
+    save_dir: str,
+    project: str,
+    entity: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    log_model: bool = False,
+    num_photos: int = 32,
+    finish_timeout_s: float = 60.0,
+) -> BinWandbLogger:
+    """Start the W&B run of a run folder, or go on with it.
+
+    Args:
+        save_dir: the run folder.
+        project: W&B project.
+        entity: W&B team or user; None: the default one of the account.
+        group: None: the sweep that the run is a job of.
+        tags: of the run.
+        log_model: see `BinWandbLogger`.
+        num_photos: see `BinWandbLogger`.
+        finish_timeout_s: how long the end of the job waits for the network; 0: for ever.
+
+    Raises:
+        ConfigError: W&B does not take the key, the project or another value.
+    """
+    import wandb
+
+    run_dir = Path(save_dir)
+    # Pictures wait there until they are sent: not in the user's home, but where the run's other files are.
+    os.environ.setdefault(DATA_VARIABLE, _data_dir(run_dir))
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-    # The client warns about offline mode and console capture on every start; the run folder says all that.
-    logger = WandbLogger(
-        name=Path(save_dir).name,
-        save_dir=save_dir,
-        project=project,
-        entity=entity,
-        group=group,
-        tags=list(tags or []),
-        offline=mode == "offline",
-        log_model=False,
-    )
-    with _redacted_command_line():
-        _ = logger.experiment  # starts the run
+    known = _remembered(run_dir)
+    options = {
+        "name": run_dir.name if (sweep := _sweep_of(run_dir)) is None else f"{sweep}/{run_dir.name}",
+        "group": group or sweep,
+        "job_type": _task_of(run_dir),
+        "tags": list(tags or []),
+        "mode": mode,
+        # In a SageMaker container the client would take the training job's name for the id and the group.
+        "settings": wandb.Settings(sagemaker_disable=True, finish_timeout=finish_timeout_s, quiet=True),
+        "resume": "allow" if mode == "online" else None,
+    }
+    if not os.environ.get(SWEEP_VARIABLE):  # its agent says where the run belongs
+        options |= {"project": known.get("project", project), "entity": known.get("entity", entity)}
+        if not os.environ.get(ID_VARIABLE):
+            options["id"] = known.get("id") or secrets.token_hex(4)
+    logger = BinWandbLogger(run_dir, log_model=log_model, num_photos=num_photos, save_dir=save_dir, **options)
+    _ = logger.experiment
     return logger
+
+
+def _data_dir(run_dir: Path) -> str:
+    return str((run_dir / "wandb").absolute())
+
+
+def _end_session(run_dir: Path) -> None:
+    """End the client's own process too: a later run of this process reads its settings anew."""
+    import wandb
+
+    wandb.teardown()
+    if os.environ.get(DATA_VARIABLE) == _data_dir(run_dir):
+        del os.environ[DATA_VARIABLE]
+
+
+def _start(options: Mapping[str, Any]) -> Any:
+    import wandb
+
+    with _redacted_command_line():
+        try:
+            return wandb.init(**options)
+        except (wandb.errors.Error, ValueError) as error:
+            raise ConfigError(
+                f"logger=wandb: {one_line(str(error))}; mend that, or set WANDB_MODE=offline and send the run later:"
+                " `binventory wandb sync RUN`"
+            ) from error
+
+
+def _remember(run_dir: Path, run: Any) -> None:
+    """Write down which W&B run this is: the next attempt goes on with it, and `binventory wandb sync` sends it."""
+    facts = {
+        "id": run.id,
+        "project": run.project,
+        "entity": run.entity or None,
+        "url": None if run.offline else run.url,
+    }
+    write_json(run_dir / RUN_FILE, facts)
+
+
+def _remembered(run_dir: Path) -> dict[str, Any]:
+    try:
+        read = json.loads((run_dir / RUN_FILE).read_text())
+    except (OSError, ValueError):  # the first attempt, or damaged: the attempts are two runs then
+        return {}
+    return {key: value for key, value in read.items() if isinstance(value, str)} if isinstance(read, dict) else {}
+
+
+def _sweep_of(run_dir: Path) -> str | None:
+    """Return the name of the sweep that a run folder lies in, ours or one of Hydra's own."""
+    parent = run_dir.parent
+    return parent.name if any((parent / name).exists() for name in (SWEEP_FILE, HYDRA_SWEEP_FILE)) else None
+
+
+def _task_of(run_dir: Path) -> str | None:
+    """Return `train` for `binventory.tasks.train:run`."""
+    task = RunFolder(run_dir).read_status().get("task")
+    return None if task is None else str(task).split(":", 1)[0].rsplit(".", 1)[-1]
 
 
 @contextmanager
@@ -47,9 +237,14 @@ def _redacted_command_line() -> Iterator[None]:
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    """Say whether the client would find a key, without letting it ask for one."""
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    settings = wandb.setup().settings
+    if settings.api_key or settings.identity_token_file:
         return True
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        return read_netrc_auth(host=settings.base_url) is not None
+    except wandb.errors.AuthenticationError as error:
+        raise ConfigError(f"logger=wandb: {one_line(str(error))}; run `wandb login`") from error

@@ -1,0 +1,175 @@
+"""W&B runs of real trainings: what their files hold when they are read back, and what a server gets of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from binventory.config.capture import load_config, redact, to_plain
+from tests.running import TINY, run_here
+from tests.wandb.read_back import Attempt, attempts_of
+
+SMALL = [*TINY, "logger=[csv,wandb]"]
+STOPPING = ["objective._target_=tests.wandb.stopping.Stopping", "+objective.at=9"]  # of 6 steps an epoch: in epoch 2
+PHOTOS = 3
+
+
+@pytest.fixture(autouse=True)
+def _own_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINVENTORY_ALLOW_TARGETS", "tests.wandb.stopping.")
+
+
+def train(folder: Path, *overrides: str, exit_code: int = 0) -> Path:
+    """Train in this process; return the run folder."""
+    known = set(folder.glob("outputs/train/*"))
+    resumed = next((Path(line.removeprefix("resume=")) for line in overrides if line.startswith("resume=/")), None)
+    try:
+        run = run_here(folder, "train", *overrides) if resumed is None else resume(folder, *overrides)
+    except SystemExit as error:
+        assert error.code == exit_code
+        return resumed or (set(folder.glob("outputs/train/*")) - known).pop()
+    assert exit_code == 0
+    return resumed or run
+
+
+def resume(folder: Path, *overrides: str) -> None:
+    with pytest.raises(AssertionError):  # no new run folder
+        run_here(folder, "train", *overrides)
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    """metrics.csv."""
+    with (run / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def check_attempt(run: Path, attempt: Attempt, rows: list[dict[str, float]], exit_code: int, state: str) -> None:
+    """What every attempt's file says: whose it is, under which config, its epochs, its best one, its end."""
+    assert attempt.run.run_id == read(run / "wandb.json")["id"]
+    assert (attempt.run.project, attempt.run.job_type, attempt.run.display_name) == ("binventory", "train", run.name)
+    config = {key: value for key, value in attempt.config.items() if key not in ("_wandb", "provenance")}
+    assert config == redact(to_plain(load_config(run / "config.yaml")))
+    said, facts = attempt.config["provenance"], read(run / "provenance.json")
+    assert {name: said[name] for name in ("choices", "git", "data")} == {
+        name: facts[name] for name in ("choices", "git", "data")
+    }
+    assert said["overrides"] == facts["overrides"]
+    assert said["choices"]["model"] == "tiny"
+    assert len(said["data"]["fingerprint"]) == 64
+    assert attempt.step_metrics["*"] == "epoch"
+    logged = [row for row in attempt.history if "train/loss" in row]
+    assert [{name: row[name] for name in rows[0]} for row in logged] == [pytest.approx(row) for row in rows]
+    assert attempt.summary["state"] == state
+    assert attempt.exit_code == exit_code
+    assert attempt.is_preempting == (exit_code == 143)
+
+
+def check_best(run: Path, attempt: Attempt) -> None:
+    best = max(rows_of(run), key=lambda row: row["val/accuracy"])
+    assert attempt.summary["best_epoch"] == best["epoch"]
+    assert {name: attempt.summary[name] for name in best if "val/" in name} == {
+        name: pytest.approx(value) for name, value in best.items() if "val/" in name
+    }
+
+
+def check_results(run: Path, attempt: Attempt) -> None:
+    """The figures of metrics.json, and media that predictions.csv gives, too."""
+    figures, predictions = read(run / "metrics.json"), list(csv.DictReader((run / "predictions.csv").open()))
+    for split in ("val", "test"):
+        for name, value in figures[split].items():
+            if name != "per_count":
+                assert attempt.summary[f"{split}/{name}"] == pytest.approx(value)
+    for name in ("best_epoch", "epochs", "train_seconds", "images_per_second"):
+        assert attempt.summary[name] == figures[name]
+    columns, cells = attempt.table("test/confusion_matrix_table")
+    assert columns == ["Actual", "Predicted", "nPredictions"]
+    pairs = [(row["quantity"], row["predicted"]) for row in predictions]
+    assert {(actual, predicted): number for actual, predicted, number in cells} == {
+        (str(actual), str(predicted)): pairs.count((str(actual), str(predicted)))
+        for actual in range(1, 6)
+        for predicted in range(1, 6)
+    }
+    _, bars = attempt.table("test/per_count_table")
+    assert dict(bars) == {count: entry["accuracy"] for count, entry in figures["test"]["per_count"].items()}
+    check_photos(attempt, predictions)
+
+
+def check_photos(attempt: Attempt, predictions: list[dict[str, str]]) -> None:
+    (artifact,) = [each for each in attempt.artifacts if "testphotos" in each.name]
+    files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    shown = read(files["test/photos.table.json"])
+    table = [dict(zip(shown["columns"], row, strict=True)) for row in shown["data"]]
+    wrong = [row for row in predictions if row["quantity"] != row["predicted"]]
+    by_given = sorted(wrong, key=lambda row: float(row[f"p_{row['quantity']}"]))[:PHOTOS]
+    by_certainty = sorted(predictions, key=lambda row: max(float(row[f"p_{count}"]) for count in range(1, 6)))[:PHOTOS]
+    wanted = [("most wrong", row) for row in by_given] + [("least certain", row) for row in by_certainty]
+    assert [(row["why"], row["id"]) for row in table] == [(why, row["id"]) for why, row in wanted]
+    for shown, (_, row) in zip(table, wanted, strict=True):
+        assert (str(shown["quantity"]), str(shown["predicted"])) == (row["quantity"], row["predicted"])
+        assert shown["certainty"] == pytest.approx(max(float(row[f"p_{count}"]) for count in range(1, 6)))
+        assert shown["p_quantity"] == pytest.approx(float(row[f"p_{row['quantity']}"]))
+    pictures = {name: path for name, path in files.items() if name.endswith(".jpg")}
+    assert {row["photo"]["path"] for row in table} == set(pictures)
+    for path in pictures.values():
+        assert path.read_bytes()[:3] == b"\xff\xd8\xff"
+        assert attempt.folder.parent in path.parents, "pictures wait in the run folder"
+
+
+def test_a_success(workplace: Path) -> None:
+    run = train(workplace, *SMALL, f"logger.wandb.num_photos={PHOTOS}", "logger.wandb.tags=[first,bins]")
+    (attempt,) = attempts_of(run)
+    check_attempt(run, attempt, rows_of(run), 0, "done")
+    check_best(run, attempt)
+    check_results(run, attempt)
+    assert list(attempt.run.tags) == ["first", "bins"]
+    assert attempt.run.run_group == ""
+    assert not [each for each in attempt.artifacts if each.type == "model"], "only if asked"
+    assert len(attempt.history) == len(rows_of(run)) + 1
+    assert {"output.log", "requirements.txt"} <= attempt.files
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_a_failure(workplace: Path) -> None:
+    run = train(workplace, *SMALL, *STOPPING, "+objective.does=raise", exit_code=1)
+    (attempt,) = attempts_of(run)
+    check_attempt(run, attempt, rows_of(run), 1, "failed")
+    check_best(run, attempt)
+    assert len(attempt.history) == len(rows_of(run)) == 1
+    assert "test/accuracy" not in attempt.summary
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_preempted_and_resumed(workplace: Path, name: str, exit_code: int) -> None:
+    """Attempts have one id. The second starts in the middle of epoch 2, its summary still knows the first."""
+    run = train(workplace, *SMALL, *STOPPING, f"+objective.does={name}", exit_code=exit_code)
+    before = rows_of(run)
+    train(workplace, f"resume={run}", f"logger.wandb.num_photos={PHOTOS}")
+    first, second = attempts_of(run)
+    rows = rows_of(run)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert first.run.run_id == second.run.run_id
+    check_attempt(run, second, rows[1:], 0, "done")
+    check_best(run, second)
+    check_results(run, second)
+    assert first.exit_code == exit_code
+    assert first.summary["state"] == "preempted"
+    assert first.is_preempting == (name == "SIGTERM")
+    assert [row["epoch"] for row in first.history] == [1]
+    assert first.history[0]["val/accuracy"] == pytest.approx(before[0]["val/accuracy"])
+
+
+def test_a_pruned_run(workplace: Path) -> None:
+    run = train(workplace, *SMALL, *STOPPING, "+objective.does=prune")
+    (attempt,) = attempts_of(run)
+    check_attempt(run, attempt, rows_of(run), 0, "pruned")
+    check_best(run, attempt)
+    assert len(attempt.history) == 1

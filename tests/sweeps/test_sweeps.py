@@ -16,6 +16,7 @@ import pytest
 from binventory.tracking.run_folder import RunFolder
 from tests.running import ROOT, TINY
 from tests.sweeps.running import SMALL, UNRULY, Outcome, fails_in_one_line, meanwhile, signal_self, sweep_here
+from tests.wandb.read_back import attempts_of
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("job_server")]
 
@@ -113,6 +114,19 @@ def test_a_waiting_job_starts_as_soon_as_one_ends(workplace: Path) -> None:
     assert times[2][0] >= min(times[0][1], times[1][1])
     assert times[1][0] < times[0][1], "two at once"
     assert max(sum(a <= t < b for a, b in times) for t, _ in times) == 2
+
+
+def test_every_job_is_a_wandb_run_of_its_own_in_the_group_of_the_sweep(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "one-for-all")  # left over from something else
+    outcome = sweep_here(workplace, "-m", *TINY, "debug=fast", "seed=0,1", "logger=wandb", "hydra.launcher.n_jobs=2")
+    assert outcome.states == ["done", "done"]
+    attempts = [attempt for job in (0, 1) for attempt in attempts_of(outcome.folder / str(job))]
+    assert [attempt.run.run_group for attempt in attempts] == [outcome.folder.name] * 2
+    assert [attempt.run.display_name for attempt in attempts] == [f"{outcome.folder.name}/{job}" for job in (0, 1)]
+    assert [attempt.config["seed"] for attempt in attempts] == [0, 1]
+    assert len({attempt.run.run_id for attempt in attempts} - {"one-for-all"}) == 2
 
 
 def test_ranks_of_a_job_share_its_hyperparameters_and_its_folder(workplace: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from binventory.objectives.classification import Classification
@@ -17,7 +18,7 @@ class Stopping(Classification):
 
     Args:
         at: the step, counted from 1; an attempt that has fewer left runs through.
-        does: raise, prune, or a signal that the process sends itself.
+        does: raise, prune, kill_client (the client's background process), or a signal that the process sends itself.
     """
 
     def __init__(self, counts: Any, at: int, does: str, label_smoothing: float = 0.0) -> None:
@@ -37,5 +38,9 @@ class Stopping(Classification):
         if self.does == "prune":  # what a sweep does
             newest = max(Path("outputs/train").iterdir(), key=lambda run: run.stat().st_mtime_ns)
             (newest / ".prune").touch()
+        elif self.does == "kill_client":
+            for child in psutil.Process().children():
+                if child.name().startswith("wandb-core"):
+                    child.kill()
         else:
             os.kill(os.getpid(), signal.Signals[self.does])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,18 @@ def _own_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BINVENTORY_ALLOW_TARGETS", "tests.wandb.stopping.")
 
 
+def is_resume(overrides: tuple[str, ...]) -> bool:
+    return overrides[0].startswith("resume=")
+
+
 def train(folder: Path, *overrides: str, exit_code: int = 0) -> Path:
-    """Train in this process; return the run folder."""
+    """Train in this process, also under resume=DIR, which makes no new folder; return the run folder."""
     known = set(folder.glob("outputs/train/*"))
-    resumed = next((Path(line.removeprefix("resume=")) for line in overrides if line.startswith("resume=/")), None)
-    try:
-        run = run_here(folder, "train", *overrides) if resumed is None else resume(folder, *overrides)
-    except SystemExit as error:
-        assert error.code == exit_code
-        return resumed or (set(folder.glob("outputs/train/*")) - known).pop()
-    assert exit_code == 0
-    return resumed or run
-
-
-def resume(folder: Path, *overrides: str) -> None:
-    with pytest.raises(AssertionError):  # no new run folder
+    with pytest.raises((SystemExit, AssertionError)) if exit_code or is_resume(overrides) else nullcontext() as ending:
         run_here(folder, "train", *overrides)
+    assert exit_code == (int(str(ending.value)) if ending and ending.type is SystemExit else 0)
+    made = set(folder.glob("outputs/train/*")) - known
+    return made.pop() if made else Path(overrides[0].removeprefix("resume="))
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:
@@ -173,3 +170,37 @@ def test_a_pruned_run(workplace: Path) -> None:
     check_attempt(run, attempt, rows_of(run), 0, "pruned")
     check_best(run, attempt)
     assert len(attempt.history) == 1
+
+
+def test_a_training_outlives_the_client(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(workplace, *SMALL, *STOPPING, "+objective.does=kill_client")
+    assert read(run / "status.json")["state"] == "done"
+    assert len(rows_of(run)) == 2
+    assert capsys.readouterr().err.count("warning: the W&B client has broken down") == 1
+    (attempt,) = attempts_of(run)
+    assert attempt.exit_code is None
+
+
+def test_from_an_earlier_step_nothing_is_lost_and_tensorboard_shows_nothing_twice(workplace: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(
+        workplace, *TINY, STOPPING[0], "+objective.at=15", "+objective.does=raise", "logger=[tensorboard,wandb]",
+        "trainer.max_epochs=3", exit_code=1,
+    )  # fmt: skip
+    (run / "checkpoints" / "last.ckpt").unlink()  # that of epoch 2: the one before it is taken
+    train(workplace, f"resume={run}")
+    rows = rows_of(run)
+    assert [[row.get("epoch") for row in attempt.history if "lr" in row] for attempt in attempts_of(run)] == [
+        [1, 2],
+        [2, 3],
+    ]
+    check_attempt(run, attempts_of(run)[1], rows[1:], 0, "done")
+    check_best(run, attempts_of(run)[1])
+    events = EventAccumulator(str(run))
+    events.Reload()
+    for name in ("train/loss", "val/accuracy", "lr"):
+        shown = [(scalar.step + 1, scalar.value) for scalar in events.Scalars(name)]
+        assert shown == [(row["step"], pytest.approx(row[name])) for row in rows]
+    (tested,) = events.Scalars("test/accuracy")
+    assert tested.value == pytest.approx(read(run / "metrics.json")["test"]["accuracy"])

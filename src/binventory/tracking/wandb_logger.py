@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ RUN_FILE = "wandb.json"  # of the run folder: which W&B run it is
 # Set by `wandb agent` and by whoever wants a certain id; the client takes them itself.
 ID_VARIABLE, SWEEP_VARIABLE = "WANDB_RUN_ID", "WANDB_SWEEP_ID"
 DATA_VARIABLE = "WANDB_DATA_DIR"
+_REFUSED = re.compile(r"returned error 4\d\d")  # a wrong key, an unknown entity: all that the client says of it
 HYDRA_SWEEP_FILE = "multirun.yaml"
 
 
@@ -49,6 +51,7 @@ class BinWandbLogger(WandbLogger):
         self.run_dir = run_dir
         self.uploads_model = log_model
         self.num_photos = num_photos
+        self._is_lost = False
 
     @property
     @rank_zero_experiment
@@ -66,7 +69,8 @@ class BinWandbLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log one row."""
         # Lightning counts steps from 0.
-        self.experiment.log({**metrics} if step is None else {"step": step + 1, **metrics})
+        row = {**metrics} if step is None else {"step": step + 1, **metrics}
+        self._tell(lambda run: run.log(row))
 
     @rank_zero_only
     def log_best(self, row: Mapping[str, Any]) -> None:
@@ -76,37 +80,64 @@ class BinWandbLogger(WandbLogger):
             row: of metrics.csv.
         """
         figures = {name: value for name, value in row.items() if "/" in name}
-        self.experiment.summary.update({**figures, "best_epoch": row["epoch"]})
+        self._tell(lambda run: run.summary.update({**figures, "best_epoch": row["epoch"]}))
 
     @rank_zero_only
     def log_results(self, figures: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], photos: Sequence[str]) -> None:
         """Log what came of the test, and the model where that is asked for; see `loggers.log_results`."""
-        media = test_media(rows, photos, figures["test"]["per_count"], self.num_photos)
-        self.experiment.log({**media, "epoch": figures["best_epoch"]})
-        self.experiment.summary.update(flat_figures(figures))
-        if self.uploads_model:
-            self._upload_model(flat_figures(figures))
+        flat = flat_figures(figures)
 
-    def _upload_model(self, metadata: dict[str, float]) -> None:
+        def tell(run: Any) -> None:
+            media = test_media(rows, photos, figures["test"]["per_count"], self.num_photos)
+            run.log({**media, "epoch": figures["best_epoch"]})
+            run.summary.update(flat)
+            if self.uploads_model:
+                self._upload_model(run, flat)
+
+        self._tell(tell)
+
+    def _upload_model(self, run: Any, metadata: dict[str, float]) -> None:
         import wandb
 
-        artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
+        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
         artifact.add_file(str(self.run_dir / "checkpoints" / "best.ckpt"))
         artifact.add_dir(str(self.run_dir / "bundle"), name="bundle")
-        self.experiment.log_artifact(artifact)
+        run.log_artifact(artifact)
 
     @rank_zero_only
     def finish(self, state: State, exit_code: int) -> None:
         """End the run as the job ended. Waits, not for ever, until what is online has been sent."""
-        run = self.experiment
-        run.summary["state"] = state
-        if exit_code == EXIT_PREEMPTED:  # the machine's wish, not the user's: W&B's sweeps start such a run again
-            run.mark_preempting()
-        is_offline = run.offline
-        run.finish(exit_code=exit_code)
-        _end_session(self.run_dir)
+        is_offline = self.experiment.offline
+
+        def tell(run: Any) -> None:
+            run.summary["state"] = state
+            if exit_code == EXIT_PREEMPTED:  # the machine's wish, not the user's: W&B's sweeps start such a run again
+                run.mark_preempting()
+            run.finish(exit_code=exit_code)
+            _end_session(self.run_dir)
+
+        self._tell(tell)
         if is_offline:
             print(f"W&B was offline: `binventory wandb sync {self.run_dir}` sends the run", flush=True)
+
+    def _tell(self, say: Callable[[Any], object]) -> None:
+        """Call with the W&B run, unless its client has broken down: a training outlives its dashboard."""
+        import wandb
+
+        if self._is_lost:
+            return
+        try:
+            say(self.experiment)
+        except (OSError, wandb.errors.Error) as error:
+            self._is_lost = True
+            with suppress(OSError):
+                _end_session(self.run_dir)
+            print(
+                f"warning: the W&B client has broken down, nothing more is logged there: {one_line(str(error))};"
+                f" what it had is in {self.run_dir / 'wandb'}, metrics.csv has everything",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def flat_figures(figures: Mapping[str, Any]) -> dict[str, float]:
@@ -157,11 +188,11 @@ def make_wandb_logger(
         "mode": mode,
         # In a SageMaker container the client would take the training job's name for the id and the group.
         "settings": wandb.Settings(sagemaker_disable=True, finish_timeout=finish_timeout_s, quiet=True),
-        "resume": "allow" if mode == "online" else None,
+        "resume": "allow",
     }
     if not os.environ.get(SWEEP_VARIABLE):  # its agent says where the run belongs
         options |= {"project": known.get("project", project), "entity": known.get("entity", entity)}
-        if not os.environ.get(ID_VARIABLE):
+        if sweep is not None or not os.environ.get(ID_VARIABLE):  # jobs of a sweep cannot share one
             options["id"] = known.get("id") or secrets.token_hex(4)
     logger = BinWandbLogger(run_dir, log_model=log_model, num_photos=num_photos, save_dir=save_dir, **options)
     _ = logger.experiment
@@ -182,16 +213,23 @@ def _end_session(run_dir: Path) -> None:
 
 
 def _start(options: Mapping[str, Any]) -> Any:
+    """Start the run; where the server does not answer, offline under the same id: the training is worth more."""
     import wandb
 
     with _redacted_command_line():
         try:
             return wandb.init(**options)
         except (wandb.errors.Error, ValueError) as error:
-            raise ConfigError(
-                f"logger=wandb: {one_line(str(error))}; mend that, or set WANDB_MODE=offline and send the run later:"
-                " `binventory wandb sync RUN`"
-            ) from error
+            is_unreachable = isinstance(error, wandb.errors.CommError) and not _REFUSED.search(str(error))
+            # A run of W&B's own sweep has to arrive where its agent waits for it.
+            if not is_unreachable or SWEEP_VARIABLE in os.environ:
+                raise ConfigError(
+                    f"logger=wandb: {one_line(str(error))}; mend that, or set WANDB_MODE=offline and send the run"
+                    " later: `binventory wandb sync RUN`"
+                ) from error
+            print(f"warning: W&B does not answer, the run is logged offline: {one_line(str(error))}", file=sys.stderr)
+            wandb.teardown()
+            return wandb.init(**{**options, "mode": "offline"})
 
 
 def _remember(run_dir: Path, run: Any) -> None:

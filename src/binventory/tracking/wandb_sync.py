@@ -33,8 +33,7 @@ def sync(run_dirs: Iterable[Path]) -> int:
     folders = {run_dir: offline_attempts(run_dir) for run_dir in run_dirs}
     if not any(folders.values()):
         raise InputError(
-            f"{next(iter(folders))}: holds no offline W&B run (wandb/offline-run-*); only runs with logger=wandb that were"
-            " offline have one"
+            f"{next(iter(folders))}: holds no offline W&B run (wandb/offline-run-*); name one of logger=wandb"
         )
     for run_dir, attempts in folders.items():
         if attempts and (pid := RunFolder(run_dir).writer()) is not None:

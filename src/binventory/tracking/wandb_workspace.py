@@ -186,9 +186,11 @@ def _configure_client() -> str:
     try:
         key = authenticate_session(host=base_url, source="binventory wandb", prompt=False)
     except wandb.errors.AuthenticationError as error:
-        raise ConfigError(f"WANDB_API_KEY: {one_line(str(error))}; set it, or run `wandb login`") from error
+        raise ConfigError(
+            f"the key for {base_url}: {one_line(str(error))}; set WANDB_API_KEY, or run `wandb login`"
+        ) from error
     if key is None:
-        raise ConfigError(f"WANDB_API_KEY: no key for {base_url}; set it, or run `wandb login`")
+        raise ConfigError(f"there is no key for {base_url}; set WANDB_API_KEY, or run `wandb login`")
     try:  # the client itself would try for 20 s and not say what was wrong
         urllib.request.urlopen(base_url, timeout=TIMEOUT_S).close()  # noqa: S310  the user's own server
     except urllib.error.HTTPError:

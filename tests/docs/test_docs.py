@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import binventory.models
 import binventory.objectives
+from binventory.cli import app
 from binventory.launch.entry import main
 from tests.running import TINY, latest
+from tests.wandb.server import ENTITY, WandbServer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -68,7 +71,10 @@ def abid_like(workplace: Path) -> Path:
 
 # What a command needs to be quick here, or that this machine does not have.
 SMALL = [value for value in TINY if not value.startswith(("data.reader", "trainer.max_epochs"))]
-README_RUNS = [line for line in commands(README) if line.startswith(("python ", "binventory "))]
+README_LOOKS = [line for line in commands(README) if line.startswith(("binventory compare ", "binventory wandb "))]
+README_RUNS = [
+    line for line in commands(README) if line.startswith(("python ", "binventory ")) and line not in README_LOOKS
+]
 
 
 def adapted(line: str, run: Path) -> tuple[str, list[str]]:
@@ -131,6 +137,20 @@ def test_readme_command(
     if code == 2:
         promised = next(row for row in README.splitlines() if row.startswith(f"{line} ")).split("# ", 1)[1]
         assert promised.strip() == capfd.readouterr().err.strip()
+
+
+@pytest.mark.parametrize("line", README_LOOKS)
+def test_readme_command_on_runs(
+    line: str, readers_folder: Path, wandb_server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On what the README's commands before it left behind."""
+    monkeypatch.chdir(readers_folder)
+    wandb_server.add_project(ENTITY, "binventory")
+    (with_wandb,) = {path.parent for path in Path("outputs/train").glob("*/wandb")}
+    (sweep,) = Path("outputs/sweeps").glob("*")
+    words = shlex.split(line.replace("outputs/train/RUN", str(with_wandb)).replace("outputs/sweeps/SWEEP", str(sweep)))
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def trials_of(folder: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage).trials
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("trained")  # its photos are there
 def test_a_killed_search_goes_on_and_stops_the_hopeless(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a learning rate of 0.1 and one that learns nothing, the second is stopped; a kill of the sweep changes nothing."""

@@ -74,6 +74,7 @@ def test_killed_trainings_lose_nothing(lab: Lab) -> None:
     print(f"{num_runs} runs, {came.total()} kills: {dict(came)} {dict(phases)}")
 
 
+@pytest.mark.long
 def test_killed_downloads_lose_nothing(jobs: Jobs, s3_server: str, s3_faults: FaultProxy, tmp_path: Path) -> None:
     """`binventory prepare` from an S3 server, killed until it is done: every photo whole, the index as undisturbed."""
     draw = random.Random(SEED)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from binventory.cli import app
+from binventory.tracking.run_folder import RunFolder
 from tests.wandb.server import WandbServer
 from tests.wandb.test_runs import SMALL, STOPPING, _own_objective, read, rows_of, train  # noqa: F401  the fixture
 
@@ -63,6 +65,16 @@ def test_offline_attempts_are_sent_in_order(
     done = CliRunner().invoke(app, ["wandb", "sync", str(run)])
     assert done.exit_code == 0, done.output
     check_whole(wandb_server, run)
+
+
+def test_a_run_that_is_being_written_is_not_sent(workplace: Path, wandb_server: WandbServer, tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "offline-run-20261122_120000-abc").mkdir(parents=True)
+    folder = RunFolder(tmp_path, "binventory.tasks.train:run").open()
+    folder.write_status("running")
+    done = CliRunner().invoke(app, ["wandb", "sync", str(tmp_path)])
+    folder.close()
+    assert (done.exit_code, wandb_server.requests) == (2, [])
+    assert f"process {os.getpid()} still writes this run" in done.stderr
 
 
 def test_nothing_to_send_is_said(workplace: Path, trained: Path) -> None:

@@ -111,7 +111,8 @@ class BinWandbLogger(WandbLogger):
 
         def tell(run: Any) -> None:
             run.summary["state"] = state
-            if exit_code == EXIT_PREEMPTED:  # the machine's wish, not the user's: W&B's sweeps start such a run again
+            # Not under W&B's own sweeps: they would start a run again that their early termination had stopped.
+            if exit_code == EXIT_PREEMPTED and SWEEP_VARIABLE not in os.environ:
                 run.mark_preempting()
             run.finish(exit_code=exit_code)
             _end_session(self.run_dir)

@@ -59,7 +59,8 @@ def save_workspace(project: str, entity: str | None, name: str, *, with_report: 
         Their URLs, the view's first.
 
     Raises:
-        ConfigError: there is no key or no such project, or the server cannot be reached or refuses.
+        ConfigError: there is no key or no such project, W&B takes no such name, or the server cannot be reached or
+            refuses.
     """
     base_url = _configure_client()
     with _explained(base_url):
@@ -72,9 +73,12 @@ def save_workspace(project: str, entity: str | None, name: str, *, with_report: 
                 f"--project {project}: {owner} has no such project at {base_url};"
                 " train with logger=wandb first, or name another --project or --entity"
             )
-        made: list[Any] = [make_view(project, owner, name)]
-        if with_report:
-            made.append(make_report(project, owner, name))
+        try:
+            made: list[Any] = [make_view(project, owner, name)]
+            if with_report:
+                made.append(make_report(project, owner, name))
+        except ValueError as error:  # the library checks what it is given
+            raise ConfigError(f"--name {name}: W&B takes at most 128 characters, and no emoji") from error
         return [str(page.save().url) for page in made]
 
 
@@ -206,7 +210,7 @@ def _explained(base_url: str) -> Iterator[None]:
     """Make one line of what the server refuses."""
     try:
         yield
-    except (wandb.errors.Error, WandbApiFailedError, ValueError) as error:
+    except (wandb.errors.Error, WandbApiFailedError) as error:
         raise ConfigError(
             f"{base_url}: {one_line(str(error))}; are WANDB_API_KEY and --entity those of the project?"
         ) from error

@@ -71,8 +71,8 @@ class Api:
         from tests.wandb.server import ENTITY
 
         return {
-            "__typename": "User", "id": global_id("User", ENTITY), "name": ENTITY, "entity": ENTITY, "username": ENTITY, "admin": False,
-            "email": f"{ENTITY}@example.org", "flags": "{}", "deletedAt": None, "apiKeys": connection([]),
+            "__typename": "User", "id": global_id("User", ENTITY), "name": ENTITY, "username": ENTITY, "admin": False,
+            "entity": self._server.default_entity, "email": f"{ENTITY}@example.org", "flags": "{}", "deletedAt": None, "apiKeys": connection([]),
             "teams": connection([{"name": ENTITY}]),
         }  # fmt: skip
 

@@ -126,6 +126,7 @@ class WandbServer:
         requests: names of the GraphQL operations, in order.
         unknown: operations, fields and addresses that this server does not know.
         refuse_with: HTTP status that every request gets while it is set.
+        default_entity: of the account whose key it is; a test may set it to None.
         errors: name of a GraphQL operation -> the error that it gets, set by a test.
     """
 
@@ -138,6 +139,7 @@ class WandbServer:
         self.requests: list[str] = []
         self.unknown: list[str] = []
         self.refuse_with: int | None = None
+        self.default_entity: str | None = ENTITY
         self.errors: dict[str, str] = {}
         self._lock = threading.RLock()
         self._api = Api(self)

@@ -164,6 +164,22 @@ def test_preempted_and_resumed(workplace: Path, name: str, exit_code: int) -> No
     assert first.history[0]["val/accuracy"] == pytest.approx(before[0]["val/accuracy"])
 
 
+def test_the_summary_is_that_of_the_best_epoch_whichever_attempt_had_it(workplace: Path) -> None:
+    """The first attempt ends in epoch 3, the second before it has done an epoch."""
+    run = train(
+        workplace, *TINY, STOPPING[0], "+objective.at=15", "+objective.does=SIGINT", "logger=wandb",
+        "trainer.max_epochs=3", "objective_metric=val/loss", exit_code=130,
+    )  # fmt: skip
+    train(workplace, f"resume={run}", "+objective.at=2", "resume_changed=true", exit_code=130)
+    first, second = attempts_of(run)
+    rows = rows_of(run)
+    assert rows[0]["val/loss"] < rows[1]["val/loss"], "else the best epoch were also the last"
+    assert second.history == []
+    for attempt in (first, second):
+        assert attempt.summary["best_epoch"] == 1
+        assert attempt.summary["val/accuracy"] == pytest.approx(rows[0]["val/accuracy"])
+
+
 def test_a_pruned_run(workplace: Path) -> None:
     run = train(workplace, *SMALL, *STOPPING, "+objective.does=prune")
     (attempt,) = attempts_of(run)

@@ -47,7 +47,9 @@ class BinWandbLogger(WandbLogger):
 
     def __init__(self, run_dir: Path, *, log_model: bool, num_photos: int, **options: Any) -> None:
         super().__init__(log_model=False, **options)  # Lightning's own uploads go by its ModelCheckpoint
-        del self._wandb_init["anonymous"]  # the client warns of it
+        del self._wandb_init["anonymous"]  # the client warns of it, and of a project in a sweep of its own
+        if "project" not in options:
+            del self._wandb_init["project"]
         self.run_dir = run_dir
         self.uploads_model = log_model
         self.num_photos = num_photos
@@ -176,10 +178,12 @@ def make_wandb_logger(
     """
     import wandb
 
+    from binventory.tracking.wandb_key import has_key
+
     run_dir = Path(save_dir)
     # Pictures wait there until they are sent: not in the user's home, but where the run's other files are.
     os.environ.setdefault(DATA_VARIABLE, _data_dir(run_dir))
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
     known = _remembered(run_dir)
     options = {
         "name": run_dir.name if (sweep := _sweep_of(run_dir)) is None else f"{sweep}/{run_dir.name}",
@@ -273,17 +277,3 @@ def _redacted_command_line() -> Iterator[None]:
         yield
     finally:
         sys.argv = before
-
-
-def _has_key() -> bool:
-    """Say whether the client would find a key, without letting it ask for one."""
-    import wandb
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
-    settings = wandb.setup().settings
-    if settings.api_key or settings.identity_token_file:
-        return True
-    try:
-        return read_netrc_auth(host=settings.base_url) is not None
-    except wandb.errors.AuthenticationError as error:
-        raise ConfigError(f"logger=wandb: {one_line(str(error))}; run `wandb login`") from error

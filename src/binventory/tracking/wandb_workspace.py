@@ -14,16 +14,17 @@ from typing import Any
 
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-from wandb.sdk.lib.wbauth import authenticate_session
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2 import interface as wr  # the package re-exports it in a way that mypy cannot follow
 from wandb_workspaces.workspaces import interface as ws
 
 from binventory.config.capture import one_line
 from binventory.errors import ConfigError
+from binventory.tracking.wandb_key import has_key
 
 TIMEOUT_S = 10.0
-PANELS_PER_ROW, GRID_WIDTH, PANEL_HEIGHT = 3, 24, 8  # of a report, in its grid units
+PANELS_PER_ROW = 3
+FULL_WIDTH = 24  # of a report, in units of its grid; a panel is 8 by 6 of them unless it says otherwise
 
 COLUMNS = [
     "run:displayName", "summary:test/accuracy", "summary:test/rmse", "summary:val/accuracy", "summary:best_epoch",
@@ -32,7 +33,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 INTRODUCTION = (
-    "Runs of `train.py logger=wandb`, the best on the test photos first, grouped by the sweep they belong to. Figures"
+    "Runs of `train.py logger=wandb`, the best on the test photos first; a sweep is a group. Figures"
     " under val/ are of the validation photos after each epoch: the best epoch, and every sweep, goes by them. Figures"
     " under test/ are of that epoch, taken once. Accuracies are fractions; rmse is of the most probable count."
 )
@@ -83,7 +84,7 @@ def save_workspace(project: str, entity: str | None, name: str, *, with_report: 
 
 
 def make_view(project: str, entity: str, name: str) -> ws.Workspace:
-    """Return the view, not saved yet: a section for each question, the runs beside them sorted and grouped."""
+    """Return the view, not saved yet: a section for each question, the runs beside them sorted."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -103,7 +104,6 @@ def make_view(project: str, entity: str, name: str) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=50),
         runset_settings=ws.RunsetSettings(
-            groupby=[expr.Metric("Group")],
             order=[expr.Ordering(expr.Summary("test/accuracy"), ascending=False)],
             pinned_columns=COLUMNS,
         ),
@@ -114,15 +114,10 @@ def make_report(project: str, entity: str, name: str) -> wr.Report:
     """Return the report, not saved yet: the sections of the view, each with what it says."""
     blocks: list[Any] = [wr.P(text=INTRODUCTION)]
     for title, panels in make_panels().items():
-        for position, panel in enumerate(panels):
-            width = GRID_WIDTH // PANELS_PER_ROW
-            row, column = divmod(position, PANELS_PER_ROW)
-            panel.layout = wr.Layout(x=column * width, y=row * PANEL_HEIGHT, w=width, h=PANEL_HEIGHT)
         runs = wr.Runset(
             entity=entity,
             project=project,
             name="Runs, best first",
-            groupby=["run.group"],
             order=[wr.OrderBy(wr.SummaryMetric("test/accuracy"), ascending=False)],
             pinned_columns=COLUMNS,
         )
@@ -161,7 +156,7 @@ def make_panels() -> dict[str, list[Any]]:
                    title="Test: recorded and predicted counts"),
             _chart("test/per_count", "wandb/bar/v0", {"label": "count", "value": "accuracy"},
                    title="Test accuracy per count"),
-            wr.WeavePanelSummaryTable(table_name="test/photos"),
+            wr.WeavePanelSummaryTable(table_name="test/photos", layout=wr.Layout(w=FULL_WIDTH, h=12)),
         ],
         "Speed": [
             wr.BarPlot(title="Training images per second", metrics=["images_per_second"]),
@@ -187,13 +182,7 @@ def _configure_client() -> str:
     """Keep the client quiet, and see that it has a key, so that it need not ask for one; return the server's URL."""
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     base_url = str(settings.base_url)
-    try:
-        key = authenticate_session(host=base_url, source="binventory wandb", prompt=False)
-    except wandb.errors.AuthenticationError as error:
-        raise ConfigError(
-            f"the key for {base_url}: {one_line(str(error))}; set WANDB_API_KEY, or run `wandb login`"
-        ) from error
-    if key is None:
+    if not has_key():
         raise ConfigError(f"there is no key for {base_url}; set WANDB_API_KEY, or run `wandb login`")
     try:  # the client itself would try for 20 s and not say what was wrong
         urllib.request.urlopen(base_url, timeout=TIMEOUT_S).close()  # noqa: S310  the user's own server
@@ -212,5 +201,5 @@ def _explained(base_url: str) -> Iterator[None]:
         yield
     except (wandb.errors.Error, WandbApiFailedError) as error:
         raise ConfigError(
-            f"{base_url}: {one_line(str(error))}; are WANDB_API_KEY and --entity those of the project?"
+            f"{base_url}: {one_line(str(error))}; are WANDB_API_KEY (or `wandb login`) and --entity right?"
         ) from error

@@ -1,4 +1,4 @@
-"""How long `binventory compare` takes on 200 finished runs of one test set of 2,000 photos.
+"""How long `binventory compare`, its page included, takes on 200 finished runs of one test set of 2,000 photos.
 
 Makes the run folders, starts the command five times, and appends the median to compare.csv beside this file:
 `python benchmarks/compare.py`. The aim: under 5 s.
@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from omegaconf import OmegaConf
+from PIL import Image
 
 from binventory.config.capture import to_plain
 from binventory.config.compose import compose_checked
@@ -55,9 +57,22 @@ def make_run(folder: Path, number: int, config: dict[str, object]) -> None:
     ):
         (folder / name).write_text(json.dumps(values))
     optimizer = {**config["optimizer"], "lr": 0.01 * (1 + number // 5)}  # type: ignore[dict-item]
+    curves = [f"{epoch},{2 / epoch},{1 - 1 / epoch},{2.1 / epoch},{0.9 - 1 / epoch}" for epoch in range(1, 31)]
+    (folder / "metrics.csv").write_text("\n".join(["epoch,train/loss,train/accuracy,val/loss,val/accuracy", *curves]))
     (folder / "config.yaml").write_text(
         OmegaConf.to_yaml(OmegaConf.create({**config, "seed": number % 5, "optimizer": optimizer}))
     )
+
+
+def make_photos(folder: Path) -> None:
+    """Write the photos: noise on a gradient, 500 pixels a side, some 60 KB each."""
+    folder.mkdir()
+    ramp = np.add.outer(np.arange(500), np.arange(500)) // 5
+    noise = np.random.default_rng(0).integers(0, 40, (500, 500, 3))
+    photo = BytesIO()
+    Image.fromarray((ramp[..., None] + noise).clip(0, 255).astype(np.uint8)).save(photo, "JPEG", quality=75)
+    for place in range(NUM_PHOTOS):
+        (folder / f"{place:05d}.jpg").write_bytes(photo.getvalue())
 
 
 def main() -> None:
@@ -68,12 +83,14 @@ def main() -> None:
             folder = Path(scratch) / "outputs" / "train" / f"2026-11-22_10-00-00-{number:04x}"
             folder.mkdir(parents=True)
             make_run(folder, number, config)
+        make_photos(Path(scratch) / "photos")
         command = [sys.executable, "-c", "from binventory.cli import main; main()", "compare", "outputs"]
         seconds = []
         for _ in range(NUM_STARTS):
             started = time.perf_counter()
             subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)  # noqa: S603  our own
             seconds.append(time.perf_counter() - started)
+        page_bytes = (Path(scratch) / "outputs" / "compare.html").stat().st_size
     row = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -84,6 +101,7 @@ def main() -> None:
         "median_s": round(statistics.median(seconds), 2),
         "min_s": round(min(seconds), 2),
         "max_s": round(max(seconds), 2),
+        "page_mb": round(page_bytes / 1e6, 1),
     }
     is_new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:

@@ -14,7 +14,7 @@ import pytest
 from binventory.launch.runner import STOP_SIGNALS
 from tests.running import ROOT, TINY, Run, run_here
 
-pytest_plugins = ["tests.s3", "tests.wandb.server"]
+pytest_plugins = ["tests.browser", "tests.s3", "tests.wandb.server"]
 
 # Colours and widths of the terminal that runs the tests must not reach what they read; nothing may reach for a cloud.
 os.environ.update({"NO_COLOR": "1", "COLUMNS": "120", "WANDB_MODE": "offline"})

@@ -54,13 +54,16 @@ def compare(
     ],
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures, one row a run.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables as Markdown.")] = None,
+    html: Annotated[Path, typer.Option(metavar="FILE", help="The page, one file.")] = Path("outputs/compare.html"),
     metric: Annotated[str, typer.Option(help="Best first by this one.")] = "test/accuracy",
 ) -> None:
     """Compare runs: what differs in their configs, their figures, and whether the difference is more than chance.
 
+    Prints tables and writes one HTML page with charts, confusion matrices and the photos that runs count differently.
     Runs that differ in nothing but their seed are also given as mean ± standard deviation. Runs on the same test set
     are compared photo by photo.
     """
+    from binventory.compare.page import write_page
     from binventory.compare.render import print_comparison, write_csv, write_markdown
     from binventory.compare.table import compare as compare_runs
     from binventory.errors import UserError
@@ -73,6 +76,8 @@ def compare(
         if markdown is not None:
             write_markdown(comparison, markdown)
             written.append(markdown)
+        write_page(comparison, html)
+        written.append(html)
     except UserError as error:
         report_user_error(error)
         raise typer.Exit(EXIT_USER_ERROR) from error

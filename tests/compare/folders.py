@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +20,12 @@ CONFIG = {"data": {"counts": COUNTS, "batch_size": 32}, "optimizer": {"lr": 0.1}
 TRAIN = "binventory.tasks.train:run"
 
 
-def predictions_of(quantities: Sequence[int], predicted: Sequence[int]) -> list[dict[str, Any]]:
+def predictions_of(quantities: Sequence[int], predicted: Sequence[int], photos: str = "photos") -> list[dict[str, Any]]:
     """Return rows of predictions.csv, ids by place."""
     rows = []
     for place, (quantity, count) in enumerate(zip(quantities, predicted, strict=True)):
         shares = [0.6 if each == count else 0.1 for each in COUNTS]
-        rows.append(prediction_row(f"{place:05d}", f"photos/{place:05d}.jpg", int(quantity), shares, COUNTS))
+        rows.append(prediction_row(f"{place:05d}", f"{photos}/{place:05d}.jpg", int(quantity), shares, COUNTS))
     return rows
 
 
@@ -35,15 +36,22 @@ def make_run(
     config: Mapping[str, Any] | None = None,
     fingerprint: str | None = "a" * 64,
     started: str = "2026-11-22T10:00:00.000+00:00",
+    curves: Mapping[str, Sequence[float]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a finished run whose figures are those of its rows."""
+    """Write a finished run whose figures are those of its rows; `curves` are those of metrics.csv."""
     folder.mkdir(parents=True)
     write_csv(folder / "predictions.csv", rows, COUNTS)
     errors = np.array([row["predicted"] - row["quantity"] for row in rows if row["predicted"] is not None])
     test = {"accuracy": float((errors == 0).mean()), "rmse": float((errors**2).mean() ** 0.5)}
     test["num_images"] = len(errors)
     write_json(folder / "metrics.json", {"val": {"accuracy": 0.5}, "test": test, "epochs": 3, "train_seconds": 9.5})
-    write_json(folder / "provenance.json", {} if fingerprint is None else {"data": {"fingerprint": fingerprint}})
+    data = {} if fingerprint is None else {"data": {"fingerprint": fingerprint}}
+    write_json(folder / "provenance.json", {**data, **(provenance or {})})
+    if curves is not None:
+        with (folder / "metrics.csv").open("w", newline="") as file:
+            epochs = zip(*curves.values(), strict=True)
+            csv.writer(file).writerows([["epoch", *curves], *([number, *row] for number, row in enumerate(epochs, 1))])
     save_config(OmegaConf.create({**CONFIG, **(config or {})}), folder / "config.yaml")
     write_state(folder, "done", started=started)
     return folder

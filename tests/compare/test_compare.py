@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import statistics
 import subprocess
@@ -21,7 +20,6 @@ from binventory.compare.table import compare
 from binventory.errors import ConfigError
 from binventory.files import write_json
 from tests.compare.folders import make_run, predictions_of, write_state
-from tests.sweeps.running import SMALL, sweep_here
 
 QUANTITIES = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
 
@@ -255,40 +253,6 @@ def test_markdown_and_terminal_hold_no_markup_of_others(tmp_path: Path) -> None:
     assert "\\[red\\]&lt;b&gt;x\\|y&lt;/b&gt;" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables[:4]}) == 1
-
-
-def test_a_sweep_over_seeds_with_a_failed_job(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_server: None
-) -> None:
-    """Real runs: the table's figures are those that predictions.csv gives, the failed one is a row. Its first job fails, once."""
-    monkeypatch.setenv("BINVENTORY_ALLOW_TARGETS", "tests.sweeps.")
-    swept = sweep_here(
-        workplace, "-m", *SMALL, "optimizer.lr=0.01,0.1", "seed=0,1,2", "+objective.does=raise",
-        f"+objective.folder={tmp_path}", "hydra.launcher.n_jobs=1",
-    )  # fmt: skip
-    assert swept.states == ["failed"] + ["done"] * 5
-    comparison = compare([str(swept.folder)], "test/accuracy")
-    assert [run.state for run in comparison.runs] == ["done"] * 5 + ["failed"]
-    assert "something broke" in str(comparison.runs[-1].problem)
-    assert set(comparison.differing) == {"seed", "optimizer.lr"}
-    assert len(comparison.pairs) == 10
-    written = tmp_path / "table.csv"
-    result = invoke(swept.folder, "--csv", written)
-    assert result.exit_code == 0, result.stderr
-    accuracies: dict[str, list[float]] = {}
-    for row in csv.DictReader(written.open()):
-        if row["state"] != "done":
-            continue
-        photos = list(csv.DictReader((Path(row["path"]) / "predictions.csv").open()))
-        off = [int(photo["predicted"]) - int(photo["quantity"]) for photo in photos]
-        assert float(row["test/accuracy"]) == pytest.approx(off.count(0) / len(off), abs=1e-6)
-        assert float(row["test/rmse"]) == pytest.approx(math.sqrt(sum(x * x for x in off) / len(off)), abs=1e-6)
-        accuracies.setdefault(row["config.optimizer.lr"], []).append(off.count(0) / len(off))
-    groups = {str(comparison.runs[group.runs[0]].config["optimizer.lr"]): group for group in comparison.groups}  # type: ignore[index]
-    assert {key: len(values) for key, values in accuracies.items()} == {"0.01": 2, "0.1": 3}
-    for key, values in accuracies.items():
-        assert groups[key].means["test/accuracy"] == pytest.approx(statistics.fmean(values), abs=1e-6)
-        assert groups[key].stds["test/accuracy"] == pytest.approx(statistics.stdev(values), abs=1e-6)
 
 
 def test_compare_imports_neither_torch_nor_scipys_tests(outputs: Path) -> None:

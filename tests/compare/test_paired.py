@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from binventory.compare.paired import Pair, TestSet, bootstrap_rmse, compare_pairs, holm, mcnemar, read_predictions
+from binventory.compare.paired import Pair, bootstrap_rmse, compare_pairs, holm, mcnemar
 from binventory.compare.run import Run, read_run
+from binventory.compare.tested import TestSet, read_predictions, read_tested
 from binventory.errors import InputError
 from tests.compare.folders import make_run, predictions_of
 
@@ -35,9 +36,9 @@ def runs_in(folder: Path, shares: list[float], size: int = 300) -> list[Run]:
 
 
 def pairs_of(runs: list[Run]) -> tuple[list[TestSet], list[Pair]]:
-    sets, pairs, problems = compare_pairs(runs)
-    assert not problems
-    return sets, pairs
+    tested = read_tested(runs)
+    assert not tested.problems
+    return list(tested.sets), compare_pairs(tested)
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
@@ -151,9 +152,9 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_done_is_in_no_test_set(tmp_path: Path) -> None:
     done, other = runs_in(tmp_path, [0.5, 0.6])
-    sets, pairs, _ = compare_pairs([done, replace(other, state="running")])
-    assert [same.runs for same in sets] == [(0,)]
-    assert not pairs
+    tested = read_tested([done, replace(other, state="running")])
+    assert [same.runs for same in tested.sets] == [(0,)]
+    assert not compare_pairs(tested)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,6 @@ def test_a_damaged_table_is_the_runs_problem(tmp_path: Path, text: str, said: st
     (path / "predictions.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=said):
         read_predictions(path / "predictions.csv")
-    sets, pairs, problems = compare_pairs([read_run(path)])
-    assert (sets, pairs) == ([], [])
-    assert said in problems[0]
+    tested = read_tested([read_run(path)])
+    assert (tested.sets, compare_pairs(tested)) == ((), [])
+    assert said in tested.problems[0]

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from binventory.compare.run import Run
-from binventory.data.text import printable
-from binventory.errors import InputError
+from binventory.compare.tested import Predictions, Tested
 
 NUM_RESAMPLES = 2000
 SEED = 0  # of the bootstrap: the same runs give the same intervals
@@ -23,43 +17,6 @@ CONFIDENCE = 0.95
 MAX_BLOCK = 4_000_000  # weights of resamples held at a time: 32 MB
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The labelled photos of a predictions.csv that were predicted, sorted by id.
-
-    Attributes:
-        ids: N of them, no two alike.
-        quantities: (N,) int64, recorded.
-        predicted: (N,) int64, the likeliest count.
-    """
-
-    ids: tuple[str, ...]
-    quantities: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-
-    def digest(self) -> str:
-        """Return a hash over ids and quantities: the same for the same test set."""
-        rows = zip(self.ids, self.quantities.tolist(), strict=True)
-        return hashlib.sha256("\n".join(f"{quantity} {name!r}" for name, quantity in rows).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Runs that were tested on the same photos.
-
-    Attributes:
-        num_images: of the test set.
-        fingerprint: of the data that it was split from; None where the runs don't say.
-        runs: positions in the list of runs.
-    """
-
-    __test__ = False  # for pytest
-
-    num_images: int
-    fingerprint: str | None
-    runs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -93,60 +50,10 @@ class Pair:
     rmse_p_corrected: float
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read predictions.csv. Rows without a quantity or with an error are left out.
-
-    Raises:
-        InputError: missing, damaged, or an id twice; names the file.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.reader(file)
-            header = next(rows, [])
-            where = [header.index(name) for name in ("id", "quantity", "predicted", "error")]
-            cells = list(map(itemgetter(*where), rows))
-        kept = sorted(
-            (name, int(quantity), int(told)) for name, quantity, told, error in cells if quantity and not error
-        )
-        table = np.array([row[1:] for row in kept], dtype=np.int64).reshape(-1, 2)
-    except FileNotFoundError:
-        raise InputError(f"there is no {path.name}") from None
-    except (OSError, ValueError, IndexError, OverflowError, csv.Error) as error:
-        raise InputError(f"{path.name}: cannot be read ({printable(str(error), 100)})") from error
-    ids = tuple(row[0] for row in kept)
-    if len(set(ids)) != len(ids):
-        raise InputError(f"{path.name}: cannot be read (an id is there twice)")
-    return Predictions(ids, table[:, 0], table[:, 1])
-
-
-def compare_pairs(runs: Sequence[Run]) -> tuple[list[TestSet], list[Pair], dict[int, str]]:
-    """Compare every two finished runs whose test sets are the same, and no others.
-
-    The same are: ids and quantities of predictions.csv, and the data's fingerprint.
-
-    Returns:
-        The test sets, that of most runs first; the pairs; and by position why a finished run that was tested is in no
-        test set.
-    """
-    problems: dict[int, str] = {}
-    predictions: dict[int, Predictions] = {}
-    members: dict[tuple[str, str | None], list[int]] = {}
-    for place, run in enumerate(runs):
-        path = run.path / "predictions.csv"
-        if not run.is_done or not (path.exists() or run.num_tested):
-            continue
-        try:
-            read = read_predictions(path)
-        except InputError as error:
-            problems[place] = str(error)
-            continue
-        if read.ids:
-            predictions[place] = read
-            members.setdefault((read.digest(), run.fingerprint), []).append(place)
-    by_size = sorted(members.items(), key=lambda item: -len(item[1]))
-    sets = [TestSet(len(predictions[places[0]].ids), key[1], tuple(places)) for key, places in by_size]
-    figures = [_figures_of_pairs(same.runs, [predictions[place] for place in same.runs]) for same in sets]
-    return sets, _corrected([figure for of_set in figures for figure in of_set]), problems
+def compare_pairs(tested: Tested) -> list[Pair]:
+    """Compare every two runs of each test set, and no others."""
+    figures = [_figures_of_pairs(same.runs, [tested.predictions[place] for place in same.runs]) for same in tested.sets]
+    return _corrected([figure for of_set in figures for figure in of_set])
 
 
 def mcnemar(only_first: NDArray[np.int64], only_second: NDArray[np.int64]) -> Floats:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from binventory.compare.cells import (
+    LEVEL,
+    config_cells,
+    config_headings,
+    difference,
+    figure_text,
+    heading,
+    letters_of_test_sets,
+    mean_std,
+    p_value,
+    shown_metrics,
+    times,
+    value_text,
+)
 from binventory.compare.paired import Pair
-from binventory.compare.run import TRAINING_FIGURES, Run
-from binventory.compare.table import SEED_KEY, Comparison, SeedGroup
+from binventory.compare.run import TRAINING_FIGURES, Run, plain_text
+from binventory.compare.table import SEED_KEY, Comparison
 from binventory.data.text import printable
 from binventory.errors import InputError
 from binventory.files import write_text
 
 STYLES = {"done": "green", "failed": "red", "broken": "red", "running": "cyan", "preempted": "yellow"}
-SHOWN = ("test/accuracy", "test/rmse", "test/within_one", "val/accuracy", "train_seconds")  # CSV has all of them
-MISSING = "-"
 MAX_CONFIG_COLUMNS = 4
-MAX_CONFIG_VALUES = 8  # in one cell
 MARKUP = str.maketrans({**{char: f"\\{char}" for char in "\\`*_[]|"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"})
 MAX_PAIRS = 20  # more are in the CSV
-LEVEL = 0.05
 
 Rows = list[list[str]]
 
@@ -57,7 +66,7 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
         lines = [f"## {title}", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
         parts.append("\n".join([*lines, *map(_markdown_row, rows)]))
     parts.extend(map(_escaped, _remarks(comparison)))
-    _write("--markdown", path, "\n\n".join(parts) + "\n")
+    write_file("--markdown", path, "\n\n".join(parts) + "\n")
 
 
 def write_csv(comparison: Comparison, path: Path) -> list[Path]:
@@ -70,15 +79,15 @@ def write_csv(comparison: Comparison, path: Path) -> list[Path]:
         InputError: a file cannot be written.
     """
     written = [path]
-    _write("--csv", path, _csv(_run_rows(comparison)))
+    write_file("--csv", path, _csv(_run_rows(comparison)))
     if comparison.pairs:
         written.append(path.with_suffix(f".pairs{path.suffix or '.csv'}"))
-        _write("--csv", written[-1], _csv(_pair_rows(comparison)))
+        write_file("--csv", written[-1], _csv(_pair_rows(comparison)))
     return written
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[str], Rows]]:
-    tables = [(f"{_times(len(comparison.runs), 'run')} by {comparison.metric}", *_runs_table(comparison))]
+    tables = [(f"{times(len(comparison.runs), 'run')} by {comparison.metric}", *_runs_table(comparison))]
     if any(len(group.runs) > 1 for group in comparison.groups):
         tables.append(("Mean ± standard deviation over seeds", *_groups_table(comparison)))
     if comparison.pairs:
@@ -86,49 +95,37 @@ def _tables(comparison: Comparison) -> list[tuple[str, list[str], Rows]]:
     return tables
 
 
-def _metrics(comparison: Comparison) -> list[str]:
-    known = {name for run in comparison.runs for name in run.figures}
-    return [name for name in dict.fromkeys((comparison.metric, *SHOWN)) if name in known]
-
-
 def _runs_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    metrics, runs = _metrics(comparison), comparison.runs
+    metrics, runs = shown_metrics(comparison), comparison.runs
     has_tasks = len({run.task for run in runs}) > 1
-    sets = _letters(comparison) if len(comparison.test_sets) > 1 else {}
+    sets = letters_of_test_sets(comparison) if len(comparison.test_sets) > 1 else {}
     keys = comparison.differing
-    header = ["run", *(["task"] if has_tasks else []), "state", *_config_header(keys), *map(_header, metrics)]
+    header = [
+        "run",
+        *(["task"] if has_tasks else []),
+        "state",
+        *config_headings(keys, MAX_CONFIG_COLUMNS),
+        *map(heading, metrics),
+    ]
     rows = []
     for place, run in enumerate(runs):
         task = [run.task or "-"] if has_tasks else []
-        figures = [_figure(name, run.figures.get(name)) for name in metrics]
+        figures = [figure_text(name, run.figures.get(name)) for name in metrics]
         tested = [sets.get(place, "-")] if sets else []
         label = printable(comparison.labels[place], 200)
-        rows.append([label, *task, run.state, *_config_cells(run, keys), *figures, *tested])
+        rows.append([label, *task, run.state, *config_cells(run, keys, MAX_CONFIG_COLUMNS), *figures, *tested])
     return [*header, *(["test set"] if sets else [])], rows
 
 
-def _config_header(keys: Sequence[str]) -> list[str]:
-    return [_header(key) for key in keys] if len(keys) <= MAX_CONFIG_COLUMNS else ["config"]
-
-
-def _config_cells(run: Run, keys: Sequence[str]) -> list[str]:
-    """Return a cell for each key; where these would be too many, one cell for all."""
-    if len(keys) <= MAX_CONFIG_COLUMNS:
-        return [_value(run, key) for key in keys]
-    said = [f"{_header(key)}={_value(run, key)}" for key in keys if run.config is not None and key in run.config]
-    more = f" … {len(said) - MAX_CONFIG_VALUES} more" if len(said) > MAX_CONFIG_VALUES else ""
-    return [" ".join(said[:MAX_CONFIG_VALUES]) + more or MISSING]
-
-
 def _groups_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    metrics = _metrics(comparison)
+    metrics = shown_metrics(comparison)
     keys = [key for key in comparison.differing if key != SEED_KEY]
     rows = []
     for group in comparison.groups:
-        config = _config_cells(comparison.runs[group.runs[0]], keys)
-        said = [_mean_std(name, group) for name in metrics]
-        rows.append([str(len(group.runs)), ", ".join(map(_plain, group.seeds)), *config, *said])
-    return ["runs", "seeds", *_config_header(keys), *map(_header, metrics)], rows
+        config = config_cells(comparison.runs[group.runs[0]], keys, MAX_CONFIG_COLUMNS)
+        said = [mean_std(name, group) for name in metrics]
+        rows.append([str(len(group.runs)), ", ".join(map(plain_text, group.seeds)), *config, *said])
+    return ["runs", "seeds", *config_headings(keys, MAX_CONFIG_COLUMNS), *map(heading, metrics)], rows
 
 
 def _pairs_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -136,9 +133,10 @@ def _pairs_table(comparison: Comparison) -> tuple[list[str], Rows]:
     rows = []
     for pair in comparison.pairs[:MAX_PAIRS]:
         labels = (printable(comparison.labels[place], 200) for place in (pair.first, pair.second))
-        accuracy = _difference(pair.accuracy_difference, pair.accuracy_interval)
-        rmse = _difference(pair.rmse_difference, pair.rmse_interval)
-        rows.append([" - ".join(labels), accuracy, _p(pair.accuracy_p_corrected), rmse, _p(pair.rmse_p_corrected)])
+        accuracy = difference(pair.accuracy_difference, pair.accuracy_interval)
+        rmse = difference(pair.rmse_difference, pair.rmse_interval)
+        p = [p_value(each) for each in (pair.accuracy_p_corrected, pair.rmse_p_corrected)]
+        rows.append([" - ".join(labels), accuracy, p[0], rmse, p[1]])
     return header, rows
 
 
@@ -149,15 +147,15 @@ def _remarks(comparison: Comparison) -> list[str]:
         of_accuracy = sum(pair.accuracy_p_corrected < LEVEL for pair in pairs)
         of_rmse = sum(pair.rmse_p_corrected < LEVEL for pair in pairs)
         lines.append(
-            f"Corrected for {_times(len(pairs), 'pair')}, {of_accuracy} differ in accuracy and {of_rmse} in RMSE"
+            f"Corrected for {times(len(pairs), 'pair')}, {of_accuracy} differ in accuracy and {of_rmse} in RMSE"
             f" (p < {LEVEL})."
         )
         if len(pairs) > MAX_PAIRS:
-            lines.append(f"{_times(len(pairs) - MAX_PAIRS, 'more pair')} not shown; --csv FILE writes all of them.")
+            lines.append(f"{times(len(pairs) - MAX_PAIRS, 'more pair')} not shown; --csv FILE writes all of them.")
     if len(comparison.test_sets) > 1:
-        letters = _letters(comparison)
+        letters = letters_of_test_sets(comparison)
         sets = ", ".join(f"{letters[same.runs[0]]} of {same.num_images} photos" for same in comparison.test_sets)
-        apart = _times(comparison.num_apart, "pair")
+        apart = times(comparison.num_apart, "pair")
         lines.append(f"The test sets differ ({sets}): their figures are not comparable. {apart} of runs not compared.")
     if any(same.fingerprint is None and len(same.runs) > 1 for same in comparison.test_sets):
         lines.append("Runs without a data fingerprint were matched by ids and quantities only: photos may differ.")
@@ -169,7 +167,7 @@ def _remarks(comparison: Comparison) -> list[str]:
 
 def _run_rows(comparison: Comparison) -> list[dict[str, Any]]:
     names = sorted({name for run in comparison.runs for name in run.figures} - set(TRAINING_FIGURES))
-    sets = _letters(comparison)
+    sets = letters_of_test_sets(comparison)
     groups = {place: number for number, group in enumerate(comparison.groups) for place in group.runs}
     return [
         {
@@ -180,7 +178,7 @@ def _run_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "started": run.started,
             "seed_group": groups.get(place),
             "test_set": sets.get(place),
-            **{f"config.{key}": _value(run, key, missing="") for key in comparison.differing},
+            **{f"config.{key}": value_text(run, key, missing="") for key in comparison.differing},
             **{name: run.figures.get(name) for name in (*names, *TRAINING_FIGURES)},
             "problem": run.problem,
         }
@@ -204,47 +202,6 @@ def _pair_row(runs: Sequence[Run], pair: Pair) -> dict[str, Any]:
     return row
 
 
-def _letters(comparison: Comparison) -> dict[int, str]:
-    """Return the name of each run's test set by the run's position: A, B, … Z, A1, …"""
-    names = {}
-    for number, same in enumerate(comparison.test_sets):
-        letter = chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
-        names.update(dict.fromkeys(same.runs, letter))
-    return names
-
-
-def _value(run: Run, key: str, missing: str = MISSING) -> str:
-    return _plain(run.config[key]) if run.config is not None and key in run.config else missing
-
-
-def _plain(value: Any) -> str:
-    """Return a config's value as YAML would have it in one line."""
-    return printable(value, 200) if isinstance(value, str) else printable(json.dumps(value, default=str), 200)
-
-
-def _header(name: str) -> str:
-    return "seconds" if name == "train_seconds" else printable(name, 200)
-
-
-def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if name in ("epochs", "best_epoch", "train_seconds", "images_per_second") else f"{value:.4f}"
-
-
-def _mean_std(name: str, group: SeedGroup) -> str:
-    mean = _figure(name, group.means.get(name))
-    return f"{mean} ± {_figure(name, group.stds[name])}" if name in group.stds else mean
-
-
-def _difference(difference: float, interval: tuple[float, float]) -> str:
-    return f"{difference:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
 def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(map(_escaped, cells))} |"
 
@@ -262,12 +219,13 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _write(option: str, path: Path, text: str) -> None:
+def write_file(option: str, path: Path, text: str) -> None:
+    """Write the file of an option, atomically.
+
+    Raises:
+        InputError: it cannot be written; names the option.
+    """
     try:
         write_text(path, text)
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written ({error.strerror}); name another file") from error
-
-
-def _times(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

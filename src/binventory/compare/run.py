@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from binventory.config.capture import load_config, one_line
+from binventory.config.capture import load_plain, one_line
 from binventory.data.text import printable
 from binventory.errors import InputError
 from binventory.tracking.run_folder import RunFolder
@@ -33,6 +33,9 @@ class Run:
         config: dotted key → value; a list is one value. None where there is no readable config.yaml.
         figures: metrics.json by logged name (`test/accuracy`), and `epochs`, `train_seconds`, …; finite numbers only.
         fingerprint: of the data, from provenance.json; None where the run does not say.
+        experiment: the preset of configs/experiment that it was started from; None where it was from none.
+        working_dir: where it was started; None where the run does not say.
+        machine: its GPUs or else its processor; None where the run does not say.
         started: ISO 8601; None before the run started.
         problem: why it failed or what of it cannot be read, in one line.
     """
@@ -44,6 +47,9 @@ class Run:
     config: Mapping[str, Any] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str | None = None
+    experiment: str | None = None
+    working_dir: str | None = None
+    machine: str | None = None
     started: str | None = None
     problem: str | None = None
 
@@ -65,8 +71,7 @@ def read_run(path: Path) -> Run:
     state, task = status.get("state", BROKEN), _short_task(status.get("task"))
     figures = _read_json(path / "metrics.json", problems, is_expected=state == "done" and task in SCORING_TASKS)
     provenance = _read_json(path / "provenance.json", problems, is_expected=state == "done")
-    data = provenance.get("data")
-    fingerprint = data.get("fingerprint") if isinstance(data, dict) else None
+    data, choices = _dict_of(provenance, "data"), _dict_of(provenance, "choices")
     return Run(
         path=path,
         name=f"{path.parent.name}/{path.name}" if (path.parent / SWEEP_FILE).is_file() else path.name,
@@ -74,8 +79,11 @@ def read_run(path: Path) -> Run:
         task=task,
         config=_read_config(path / "config.yaml", problems),
         figures=_figures(figures),
-        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
-        started=status.get("started") if isinstance(status.get("started"), str) else None,
+        fingerprint=_text(data, "fingerprint"),
+        experiment=_text(choices, "experiment"),
+        working_dir=_text(provenance, "working_dir"),
+        machine=_machine(provenance),
+        started=_text(status, "started"),
         problem="; ".join(problems) or None,
     )
 
@@ -134,10 +142,8 @@ def _read_json(path: Path, problems: list[str], *, is_expected: bool) -> dict[st
 
 
 def _read_config(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    from omegaconf import OmegaConf
-
     try:
-        return dict(_flat(OmegaConf.to_container(load_config(path), resolve=False)))
+        return dict(flat(load_plain(path)))
     except FileNotFoundError:
         problems.append("there is no config.yaml")
     except (OSError, InputError) as error:
@@ -145,11 +151,40 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return (dotted key, value) of nested dicts; `load_config` bounds how deep they are."""
+def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of nested dicts; `load_plain` bounds how deep they are."""
     if not isinstance(node, dict):
         return [(prefix, node)]
-    return [pair for key, child in node.items() for pair in _flat(child, f"{prefix}.{key}" if prefix else str(key))]
+    return [pair for key, child in node.items() for pair in flat(child, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _machine(provenance: Mapping[str, Any]) -> str | None:
+    names = _dict_of(provenance, "device").get("names")
+    if isinstance(names, list) and names:
+        return ", ".join(map(str, names))
+    return _text(_dict_of(provenance, "hardware"), "processor")
+
+
+def _dict_of(read: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = read.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _text(read: Mapping[str, Any], name: str) -> str | None:
+    found = read.get(name)
+    return found if isinstance(found, str) else None
+
+
+def canonical(value: Any) -> str:
+    """Return text that is the same for the same config value; 1 and 1.0 in YAML are the same, 1 and true are not."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def plain_text(value: Any) -> str:
+    """Return a config's value as YAML would have it in one line."""
+    return printable(value, 200) if isinstance(value, str) else printable(json.dumps(value, default=str), 200)
 
 
 def _figures(read: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import Counter
@@ -10,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from binventory.compare.confusion import Confusion, confusion_of
+from binventory.compare.curves import Curves, read_curves
+from binventory.compare.disagree import Disagreement, find_disagreement
 from binventory.compare.find import find_runs
-from binventory.compare.paired import Pair, TestSet, compare_pairs
-from binventory.compare.run import Run
+from binventory.compare.paired import Pair, compare_pairs
+from binventory.compare.published import PresetRun, preset_runs
+from binventory.compare.run import Run, canonical
+from binventory.compare.tested import TestSet, read_tested
 from binventory.config.suggest import did_you_mean
 from binventory.errors import ConfigError
 from binventory.metrics.direction import direction
@@ -51,6 +55,11 @@ class Comparison:
         test_sets: that of most runs first.
         pairs: every two runs of each test set.
         num_apart: pairs of finished runs that are not compared because their test sets differ.
+        untested: by position, why a finished run that was tested is in no test set.
+        curves: of the runs with a metrics.csv, in the order of the runs.
+        confusions: of the runs in a test set, in the order of the runs.
+        disagreement: the photos that the runs of a test set count differently.
+        presets: finished runs of presets whose figures are published.
     """
 
     runs: tuple[Run, ...]
@@ -61,6 +70,11 @@ class Comparison:
     test_sets: tuple[TestSet, ...]
     pairs: tuple[Pair, ...]
     num_apart: int
+    untested: Mapping[int, str]
+    curves: tuple[Curves, ...]
+    confusions: tuple[Confusion, ...]
+    disagreement: Disagreement
+    presets: tuple[PresetRun, ...]
 
 
 def compare(places: Sequence[str], metric: str) -> Comparison:
@@ -79,19 +93,26 @@ def compare(places: Sequence[str], metric: str) -> Comparison:
     if known and metric not in known:
         raise ConfigError(f"--metric {metric}: no run has it{did_you_mean(metric, known)}")
     runs = _ordered(found, metric)
-    test_sets, pairs, problems = compare_pairs(runs)
-    for place, problem in problems.items():
+    tested, curves = read_tested(runs), read_curves(runs)
+    pairs = compare_pairs(tested)
+    unread = {curve.run: curve.problem for curve in curves if curve.problem is not None}
+    for place, problem in (*tested.problems.items(), *unread.items()):
         runs[place] = replace(runs[place], problem="; ".join(filter(None, (runs[place].problem, problem))))
-    num_tested = sum(len(same.runs) for same in test_sets)
+    num_tested = sum(len(same.runs) for same in tested.sets)
     return Comparison(
         runs=tuple(runs),
         labels=_labels(runs),
         metric=metric,
         differing=differing_keys(runs),
         groups=tuple(_seed_groups(runs, metric)),
-        test_sets=tuple(test_sets),
+        test_sets=tested.sets,
         pairs=tuple(pairs),
         num_apart=num_tested * (num_tested - 1) // 2 - len(pairs),
+        untested=tested.problems,
+        curves=tuple(curves),
+        confusions=tuple(confusion_of(place, tested.predictions[place]) for place in sorted(tested.predictions)),
+        disagreement=find_disagreement(runs, tested),
+        presets=preset_runs(runs),
     )
 
 
@@ -104,16 +125,9 @@ def differing_keys(runs: Sequence[Run]) -> tuple[str, ...]:
     for task in dict.fromkeys(run.task for run in runs):
         configs = [run.config for run in runs if run.task == task and run.config is not None]
         for key in dict.fromkeys(key for config in configs for key in config):
-            if len({_frozen(config[key]) if key in config else None for config in configs}) > 1:
+            if len({canonical(config[key]) if key in config else None for config in configs}) > 1:
                 keys[key] = None
     return tuple(keys)
-
-
-def _frozen(value: Any) -> str:
-    """Return text that is the same for the same value; 1 and 1.0 in YAML are the same, 1 and true are not."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _ordered(runs: Sequence[Run], metric: str) -> list[Run]:
@@ -141,9 +155,9 @@ def _seed_groups(runs: Sequence[Run], metric: str) -> list[SeedGroup]:
     for place, run in enumerate(runs):
         if not run.is_done or run.config is None or not run.figures:
             continue
-        rest = tuple(sorted((key, _frozen(value)) for key, value in run.config.items() if key != SEED_KEY))
+        rest = tuple(sorted((key, canonical(value)) for key, value in run.config.items() if key != SEED_KEY))
         by_seed = alike.setdefault((run.task, run.fingerprint, rest), {})
-        seed = _frozen(run.config.get(SEED_KEY))
+        seed = canonical(run.config.get(SEED_KEY))
         # The same seed again is the same run again: counting it twice would make the spread look smaller.
         if seed not in by_seed or (runs[by_seed[seed]].started or "") <= (run.started or ""):
             by_seed[seed] = place

@@ -147,7 +147,7 @@ def test_readme_command_on_runs(
     monkeypatch.chdir(readers_folder)
     wandb_server.add_project(ENTITY, "binventory")
     (with_wandb,) = {path.parent for path in Path("outputs/train").glob("*/wandb")}
-    (sweep,) = Path("outputs/sweeps").glob("*")
+    sweep = min(Path("outputs/sweeps").iterdir())
     words = shlex.split(line.replace("outputs/train/RUN", str(with_wandb)).replace("outputs/sweeps/SWEEP", str(sweep)))
     done = CliRunner().invoke(app, words[1:])
     assert done.exit_code == 0, done.output

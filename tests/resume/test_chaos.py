@@ -50,6 +50,7 @@ def phase_of(stdout: str) -> str:
     return "start"
 
 
+@pytest.mark.long
 def test_killed_trainings_lose_nothing(lab: Lab) -> None:
     """One command with resume=auto, killed until it is done; then the next run, until there were KILLS kills."""
     draw = random.Random(SEED)

@@ -10,9 +10,20 @@ import typer
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Count the items in warehouse bins from photos.")
 wandb_app = typer.Typer(no_args_is_help=True, help="What binventory does with Weights & Biases besides logger=wandb.")
 app.add_typer(wandb_app, name="wandb")
+sagemaker_app = typer.Typer(no_args_is_help=True, help="Training jobs on Amazon SageMaker, or without it.")
+app.add_typer(sagemaker_app, name="sagemaker")
 
 # Hydra reads what follows the subcommand: overrides and its own flags such as --cfg job.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN_OR_SWEEP_OR_FOLDER",
+        help="Run folders, sweeps, folders that hold them, globs, or ids under outputs/.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(context_settings=PASS_THROUGH)
@@ -44,14 +55,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    places: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN_OR_SWEEP_OR_FOLDER",
-            help="Run folders, sweeps, folders that hold them, globs, or ids under outputs/.",
-            show_default=False,
-        ),
-    ],
+    places: Places,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures, one row a run.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables as Markdown.")] = None,
     html: Annotated[Path, typer.Option(metavar="FILE", help="The page, one file.")] = Path("outputs/compare.html"),
@@ -87,14 +91,7 @@ def compare(
 
 @wandb_app.command()
 def sync(
-    places: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN_OR_SWEEP_OR_FOLDER",
-            help="Run folders, sweeps, folders that hold them, globs, or ids under outputs/.",
-            show_default=False,
-        ),
-    ],
+    places: Places,
 ) -> None:
     """Send runs that were logged offline to W&B, each attempt of a resumed run after the one before."""
     from binventory.compare.find import find_runs
@@ -136,6 +133,59 @@ def workspace(
         raise typer.Exit(EXIT_USER_ERROR) from error
     for kind, url in zip(("view", "report"), urls, strict=False):
         print(f"{kind}: {url}")
+
+
+@sagemaker_app.command(context_settings=PASS_THROUGH)
+def upload(context: typer.Context) -> None:
+    """Send bins to S3, once for the same content, and print the `data.source=` that jobs take.
+
+    Takes overrides of configs/upload.yaml, e.g. `binventory sagemaker upload data=abid s3_uri=s3://BUCKET/PREFIX`.
+    """
+    from binventory.launch.entry import main as run_task
+
+    run_task("upload", list(context.args))
+
+
+@sagemaker_app.command()
+def local(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of SageMaker's endpoint; 0: a free one.")] = 0,
+    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep every request here.")] = None,
+    time_scale: Annotated[float, typer.Option(help="Job seconds per second: 60 makes an hour a minute.")] = 1.0,
+    checkpoint_period: Annotated[float, typer.Option(help="Seconds between uploads of checkpoints.")] = 1.0,
+    upload_order: Annotated[str, typer.Option(help="name, reversed, oldest, newest, small or large first.")] = "name",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="interrupt=NAME:after_s=20,sigterm=no, no_capacity=NAME, slow_start=NAME:30 or throttle=3; "
+            "NAME is a glob of job names. May be given several times.",
+        ),
+    ] = None,
+) -> None:
+    """Run SageMaker's training jobs on this machine: no Docker, no AWS account. Until Ctrl-C.
+
+    Prints the `export` lines that lead boto3 and the SageMaker SDK here.
+    """
+    from binventory.errors import ConfigError, UserError
+    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+
+    try:
+        try:
+            from binventory.sagemaker.local.command import serve
+            from binventory.sagemaker.local.server import LocalSageMaker
+        except ModuleNotFoundError as error:
+            missing = f"binventory sagemaker local: {error.name} is not installed; pip install 'binventory[sagemaker]'"
+            raise ConfigError(missing) from error
+        plane = LocalSageMaker(
+            folder,
+            port=port,
+            time_scale=time_scale,
+            checkpoint_period_s=checkpoint_period,
+            upload_order=upload_order,
+        )
+        serve(plane, fault or [])
+    except UserError as error:
+        report_user_error(error)
+        raise typer.Exit(EXIT_USER_ERROR) from error
 
 
 def main() -> None:

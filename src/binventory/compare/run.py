@@ -11,6 +11,7 @@ from typing import Any
 from binventory.config.capture import load_plain, one_line
 from binventory.data.text import printable
 from binventory.errors import InputError
+from binventory.tracking.resume import task_name
 from binventory.tracking.run_folder import RunFolder
 from binventory.tracking.sweep_record import SWEEP_FILE
 
@@ -203,8 +204,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _short_task(task: Any) -> str | None:
-    """Return `train` for `binventory.tasks.train:run`."""
-    return printable(task.split(":", 1)[0].rsplit(".", 1)[-1], 60) if isinstance(task, str) else None
+    return printable(task_name(task), 60) if isinstance(task, str) else None
 
 
 def _said(error: object) -> str:

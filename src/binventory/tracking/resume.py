@@ -167,5 +167,10 @@ def task_path(task: str) -> str:
     return f"binventory.tasks.{task}:run"
 
 
+def task_name(path: str) -> str:
+    """Return `train` for `binventory.tasks.train:run`."""
+    return path.split(":", 1)[0].rsplit(".", 1)[-1]
+
+
 def _status(folder: Path) -> dict[str, Any]:
     return RunFolder(folder).read_status()

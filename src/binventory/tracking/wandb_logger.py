@@ -20,6 +20,7 @@ from binventory.config.capture import one_line, redact_text
 from binventory.errors import ConfigError
 from binventory.files import write_json
 from binventory.launch.runner import EXIT_PREEMPTED
+from binventory.tracking.resume import task_name
 from binventory.tracking.run_folder import RunFolder, State
 from binventory.tracking.sweep_record import SWEEP_FILE
 from binventory.tracking.wandb_media import test_media
@@ -263,9 +264,8 @@ def _sweep_of(run_dir: Path) -> str | None:
 
 
 def _task_of(run_dir: Path) -> str | None:
-    """Return `train` for `binventory.tasks.train:run`."""
     task = RunFolder(run_dir).read_status().get("task")
-    return None if task is None else str(task).split(":", 1)[0].rsplit(".", 1)[-1]
+    return None if task is None else task_name(str(task))
 
 
 @contextmanager

@@ -142,6 +142,7 @@ def test_a_failure(workplace: Path) -> None:
     check_best(run, attempt)
     assert len(attempt.history) == len(rows_of(run)) == 1
     assert "test/accuracy" not in attempt.summary
+    assert attempt.summary["error"] == "RuntimeError: something broke"
 
 
 @pytest.mark.parametrize(("name", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -178,6 +179,15 @@ def test_the_summary_is_that_of_the_best_epoch_whichever_attempt_had_it(workplac
     for attempt in (first, second):
         assert attempt.summary["best_epoch"] == 1
         assert attempt.summary["val/accuracy"] == pytest.approx(rows[0]["val/accuracy"])
+
+
+def test_a_run_that_comes_to_wandb_late_brings_its_epochs_along(workplace: Path) -> None:
+    run = train(workplace, *TINY, *STOPPING, "+objective.does=SIGINT", exit_code=130)
+    assert not attempts_of(run)
+    train(workplace, f"resume={run}", "logger=wandb")
+    (attempt,) = attempts_of(run)
+    check_attempt(run, attempt, rows_of(run), 0, "done")
+    assert len(rows_of(run)) == 2
 
 
 def test_a_pruned_run(workplace: Path) -> None:

@@ -21,7 +21,11 @@ class WandbSummary(pl.Callback):
         self.metric = metric
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up what the attempts before this one reached."""
+        """Take up what the attempts before this one reached, and log it where they had no W&B run."""
+        for logger in trainer.loggers:
+            if isinstance(logger, BinWandbLogger) and logger.is_new:
+                for row in self.epochs.rows:
+                    logger.log_metrics(row)
         self._show(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -248,8 +248,8 @@ class WandbConfig:
     group: Optional[str] = key("runs that belong together; null: the sweep that the run is a job of")
     tags: List[str] = key("labels of the run")
     log_model: bool = key("upload best.ckpt and the bundle as an artifact when the run is done")
-    num_photos: int = key("photos in each half of the table of errors: most wrong, least certain; 0: no table")
-    finish_timeout_s: float = key("how long the end of a run waits until W&B has all of it; 0: for ever")
+    num_photos: int = key("photos in each half of the table of errors: most wrong, least certain; 0: no table", ge=0)
+    finish_timeout_s: float = key("how long the end of a run waits until W&B has all of it; 0: for ever", ge=0)
 
 
 @dataclass
@@ -324,5 +324,19 @@ class PrepareConfig:
     data: DataConfig = field(default_factory=DataConfig)
     layout: Optional[str] = key("a copy of the photos for other tools", choices=("imagefolder",))
     output: Optional[str] = key("folder of that layout; null: below paths.data_dir")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
+    check: bool = key("validate and print the config, run nothing")
+
+
+@dataclass
+class UploadConfig:
+    """Everything `binventory sagemaker upload` reads."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    target: S3Config = field(default_factory=S3Config)
+    data: DataConfig = field(default_factory=DataConfig)
+    s3_uri: str = key("s3://BUCKET/PREFIX below which the data set is put, under the hash of its content")
+    kms_key: Optional[str] = key("id or ARN of the KMS key that encrypts it; null: the bucket's own setting")
     resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
     check: bool = key("validate and print the config, run nothing")

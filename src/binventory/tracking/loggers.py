@@ -83,4 +83,5 @@ def finish_loggers(loggers: Sequence[Logger], error: BaseException | None) -> No
     """End what Lightning leaves open: a W&B run would else take in the next run of this process."""
     for logger in loggers:
         if isinstance(logger, BinWandbLogger):
-            logger.finish(*ending_of(error))
+            state, exit_code = ending_of(error)
+            logger.finish(state, exit_code, f"{type(error).__name__}: {error}" if state == "failed" else None)

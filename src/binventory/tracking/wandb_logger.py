@@ -39,6 +39,9 @@ class BinWandbLogger(WandbLogger):
     Rows have the x axes `epoch` and `step` of metrics.csv. W&B's own step only counts rows, so that a run that goes on
     from an earlier step than it had logged loses none.
 
+    Attributes:
+        is_new: whether no attempt before this one was logged to W&B.
+
     Args:
         run_dir: the run folder.
         log_model: upload best.ckpt and the bundle as an artifact when the run is done.
@@ -55,6 +58,7 @@ class BinWandbLogger(WandbLogger):
         self.uploads_model = log_model
         self.num_photos = num_photos
         self._is_lost = False
+        self.is_new = not (run_dir / RUN_FILE).exists()
 
     @property
     @rank_zero_experiment
@@ -108,12 +112,18 @@ class BinWandbLogger(WandbLogger):
         run.log_artifact(artifact)
 
     @rank_zero_only
-    def finish(self, state: State, exit_code: int) -> None:
-        """End the run as the job ended. Waits, not for ever, until what is online has been sent."""
+    def finish(self, state: State, exit_code: int, error: str | None) -> None:
+        """End the run as the job ended. Waits, not for ever, until what is online has been sent.
+
+        Args:
+            state: of status.json.
+            exit_code: of the job.
+            error: why it failed.
+        """
         is_offline = self.experiment.offline
 
         def tell(run: Any) -> None:
-            run.summary["state"] = state
+            run.summary.update({"state": state} if error is None else {"state": state, "error": one_line(error)})
             # Not under W&B's own sweeps: they would start a run again that their early termination had stopped.
             if exit_code == EXIT_PREEMPTED and SWEEP_VARIABLE not in os.environ:
                 run.mark_preempting()

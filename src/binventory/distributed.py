@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 
@@ -21,3 +22,12 @@ def all_gather_objects(value: T) -> list[T]:
     values: list[T | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return [found for found in values if found is not None]
+
+
+def from_rank_0(read: Callable[[], T]) -> T:
+    """Call `read` on rank 0 and return what it returned, on all ranks; called by all ranks together."""
+    if not is_distributed():
+        return read()
+    box = [read() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return cast(T, box[0])

@@ -56,3 +56,16 @@ def wait_with_pid(config: Any, run_dir: Path) -> None:
 def tell(config: Any, run_dir: Path) -> None:
     told = {"token": config.token, "variables": sorted(os.environ)}
     (run_dir / f"told{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
+def tell_place(config: Any, run_dir: Path) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    path = run_dir / f"place{os.environ['RANK']}.json"
+    path.write_text(json.dumps({name: os.environ[name] for name in names}))
+
+
+def killed_on_rank_2(config: Any, run_dir: Path) -> None:
+    if os.environ["RANK"] == "2":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["RANK"] == "3":
+        wait(config, run_dir)

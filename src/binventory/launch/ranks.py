@@ -1,4 +1,4 @@
-"""Start one process per rank of a job on this machine, and end them together."""
+"""Start one process per rank of a job, on this machine or on each of several, and end them together."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -56,8 +57,31 @@ def returned_value(run_dir: Path, config: Mapping[str, Any]) -> float | None:
     return value
 
 
-def run_ranks(spec: JobSpec, world_size: int) -> int:
-    """Run a job on `world_size` processes of this machine and return the job's exit code.
+@dataclass(frozen=True)
+class Node:
+    """One of the machines that a job runs on.
+
+    Attributes:
+        rank: its number, from 0.
+        num_nodes: how many there are.
+        master_addr: where rank 0 of the job is reached by all of them.
+        master_port: there; None: any that is free, where there is one machine.
+    """
+
+    rank: int = 0
+    num_nodes: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int | None = None
+
+
+ONLY_NODE = Node()
+
+
+def run_ranks(spec: JobSpec, num_processes: int, node: Node = ONLY_NODE) -> int:
+    """Run a job on `num_processes` processes of this machine and return the job's exit code.
+
+    Of several machines each calls this with its own `node`, and has a run folder of its own: only that of the first
+    one is the job's, the others only hold job.json.
 
     Every rank is `python -m binventory.launch <run folder>/job.json` with torchrun's environment variables. SIGINT and
     SIGTERM are passed on. When one rank fails, the others are asked to stop, and killed after a grace period. When this
@@ -73,22 +97,22 @@ def run_ranks(spec: JobSpec, world_size: int) -> int:
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path),
         PARENT_VARIABLE: str(os.getpid()),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "NODE_RANK": "0",
-        "GROUP_RANK": "0",
+        "MASTER_ADDR": node.master_addr,
+        "MASTER_PORT": str(node.master_port or _free_port()),
+        "WORLD_SIZE": str(num_processes * node.num_nodes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "NODE_RANK": str(node.rank),
+        "GROUP_RANK": str(node.rank),
     }
     # Left to itself every rank would take all cores, and they would fight.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     ranks = []
-    for number in range(world_size):
-        rank = {"LOCAL_RANK": str(number), "RANK": str(number)}
+    for number in range(num_processes):
+        rank = {"LOCAL_RANK": str(number), "RANK": str(node.rank * num_processes + number)}
         command = [sys.executable, "-m", "binventory.launch", str(path)]
         ranks.append(subprocess.Popen(command, env={**environment, **rank}))  # noqa: S603  our own interpreter and file
     codes = _wait(ranks)
-    _tell_what_ended(codes, Path(spec.run_dir))
+    _tell_what_ended(codes, Path(spec.run_dir), node)
     return _job_exit_code(codes)
 
 
@@ -154,15 +178,19 @@ def _job_exit_code(codes: list[int]) -> int:
     return 128 - codes[0] if codes[0] < 0 else codes[0]
 
 
-def _tell_what_ended(codes: list[int], run_dir: Path) -> None:
+def _tell_what_ended(codes: list[int], run_dir: Path, node: Node) -> None:
     """Write the status where rank 0 could not: it was killed, or it was stopped because of another rank."""
     failed = _failed_ranks(codes)
     if not failed:
         return
+    first = node.rank * len(codes)
+    said = ", ".join(f"rank {first + number} {_describe(codes[number])}" for number in failed)
+    if node.rank > 0:  # the job's folder is on another machine, whose ranks end when these are gone
+        print(f"{said}; the other ranks of this machine were stopped", file=sys.stderr)
+        return
     folder = RunFolder(run_dir).open()
     try:
         if folder.read_state() != "failed":
-            said = ", ".join(f"rank {rank} {_describe(codes[rank])}" for rank in failed)
             folder.write_status("failed", exit_code=_job_exit_code(codes), error=RankError(said))
             print(f"{said}; the other ranks were stopped", file=sys.stderr)
     finally:

@@ -21,7 +21,7 @@ from binventory.config.schema import TrainConfig
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Preprocessing
-from binventory.distributed import all_gather_objects, is_distributed
+from binventory.distributed import all_gather_objects, from_rank_0, is_distributed
 from binventory.errors import ConfigError
 from binventory.files import write_json
 from binventory.launch.runner import Pruned
@@ -177,7 +177,8 @@ def _add_data_facts(trainer: pl.Trainer, run_dir: Path, prepared: PreparedBins) 
 
 def _load_chosen(module: BinCounter, run_dir: Path, name: str) -> dict[str, Any]:
     """Load the weights of the best epoch (where nothing chooses: of the last) and return what is known of them."""
-    checkpoint = read_checkpoint(run_dir / "checkpoints" / name)
+    # Rank 0 wrote the file; another machine has none.
+    checkpoint = from_rank_0(lambda: read_checkpoint(run_dir / "checkpoints" / name))
     module.load_state_dict(checkpoint["state_dict"])
     chosen: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
     return chosen

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from binventory.config.capture import to_plain
@@ -122,3 +124,36 @@ def test_the_other_instances_leave_no_output(opt_ml: Path, monkeypatch: pytest.M
     told = read(opt_ml / "output/data/run/place0.json")
     assert (told["WORLD_SIZE"], told["MASTER_ADDR"], told["MASTER_PORT"]) == ("2", "127.0.0.1", "29500")
     assert "num_nodes: 2" in (opt_ml / "output/data/run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("service", ["ssm", "secretsmanager"])
+def test_secrets_are_read_where_the_request_says(
+    opt_ml: Path, s3_server: str, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("ENDPOINT_URL", s3_server),
+        ("DEFAULT_REGION", "us-east-1"),
+        ("ACCESS_KEY_ID", "x"),
+        ("SECRET_ACCESS_KEY", "y"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    if service == "ssm":
+        boto3.client("ssm").put_parameter(Name="/bins/token", Value="hush", Type="SecureString", Overwrite=True)
+    else:
+        boto3.client("secretsmanager").create_secret(Name="/bins/token", SecretString="hush")
+    for variable in ("BINVENTORY_JOB_SECRETS", "BINVENTORY_TEST_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    send(opt_ml, "jobs:succeed", {"value": 3})
+    monkeypatch.setenv("BINVENTORY_SECRETS", json.dumps({"BINVENTORY_TEST_TOKEN": f"{service}:/bins/token"}))
+    assert main() == 0
+    assert os.environ["BINVENTORY_TEST_TOKEN"] == "hush"
+    monkeypatch.setenv("BINVENTORY_SECRETS", json.dumps({"BINVENTORY_TEST_TOKEN": f"{service}:/bins/none"}))
+    assert main() == 2
+    assert (
+        f"secrets.BINVENTORY_TEST_TOKEN cannot be read at {service}:/bins/none"
+        in (opt_ml / "output/failure").read_text()
+    )
+    monkeypatch.setenv("BINVENTORY_SECRETS", json.dumps({"BINVENTORY_TEST_TOKEN": "hush"}))
+    assert main() == 2
+    assert "secrets.BINVENTORY_TEST_TOKEN holds no reference" in (opt_ml / "output/failure").read_text()
+    assert "hush" not in (opt_ml / "output/failure").read_text()

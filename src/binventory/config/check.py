@@ -21,6 +21,7 @@ SCHEMAS: dict[str, type] = {
     "predict": schema.PredictConfig,
     "evaluate": schema.EvaluateConfig,
     "prepare": schema.PrepareConfig,
+    "upload": schema.UploadConfig,
 }
 
 ABSENT = object()
@@ -37,7 +38,7 @@ def check_config(task: str, composed: DictConfig) -> DictConfig:
     """Validate a composed config and resolve its interpolations.
 
     Args:
-        task: train, predict, evaluate or prepare: which schema it must fit.
+        task: train, predict, evaluate, prepare or upload: which schema it must fit.
         composed: what Hydra composed, with its `hydra` node.
 
     Returns:

@@ -203,6 +203,13 @@ def _files(config: Any) -> None:
         _must_exist("run", config.run)
 
 
+def _s3_uri(config: Any) -> None:
+    if "s3_uri" in config:
+        from binventory.sagemaker.names import check_s3_uri
+
+        check_s3_uri(config.s3_uri)
+
+
 def _must_exist(key: str, location: str | None) -> None:
     if location is None or location.startswith("s3://"):
         return
@@ -242,6 +249,7 @@ _CHECKS: tuple[Callable[[Any], None], ...] = (
     _splits,
     _warmup,
     _files,
+    _s3_uri,
     _loggers,
     _gpu,
 )

@@ -21,6 +21,7 @@ from binventory.errors import InputError, UserError
 from binventory.launch.ranks import Node, run_ranks
 from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
 from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
+from binventory.sagemaker.secret_references import set_secrets
 from binventory.tracking.resume import FINAL_STATES
 from binventory.tracking.run_folder import RunFolder
 
@@ -96,6 +97,7 @@ def main() -> int:
         report_user_error(error)
         return EXIT_USER_ERROR
     try:
+        set_secrets()
         run_dir = _run_folder(container)
         spec = place(JobSpec.load(container.job / "job.json"), container, run_dir)
         os.environ.pop(SECRETS_VARIABLE, None)  # not for the processes that the job starts

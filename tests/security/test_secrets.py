@@ -21,7 +21,7 @@ from tests.s3 import draw_bins, upload
 ENVIRONMENT = {
     "WANDB_API_KEY": "f00dfeed" * 5,
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED12",
-    "AWS_SECRET_ACCESS_KEY": "/pLaNt/Ed+SeCrEtAcCeSsKeY0123456789abcdE",
+    "AWS_SECRET_ACCESS_KEY": "/pLaNt/Ed+SeCrEtAcCeSsKeY0123456789abcdE",  # pragma: allowlist secret
     "AWS_SESSION_TOKEN": "PlAnTeDsEsSiOnToKeN//////wEaDGV4YW1wbGU=",
 }
 URL = "https://giver:plantedurlpassword@h.example.org/a?X-Amz-Signature=plantedsignature&x=1"

@@ -49,9 +49,11 @@ def test_uris() -> None:
     assert split_uri("s3://bucket/odd#key") == ("bucket", "odd#key")
 
 
-@pytest.mark.parametrize("key", ["../../escape", "/etc/passwd", "a/../../../b"])
+@pytest.mark.parametrize("key", ["../escape", "{here}/outside", "a/../../b"])
 def test_keys_that_would_leave_the_channel(s3: Any, tmp_path: Path, key: str) -> None:
+    """Only as far as this test's own folder: with the guard taken out, they do leave."""
     prefix = f"leaving-{len(key)}"
+    key = key.format(here=tmp_path)
     for name in ("a.txt", key):
         s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=b"")
     with pytest.raises(DownloadError, match=r"^ClientError: Data download failed: key "):

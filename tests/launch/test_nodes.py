@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,12 +70,13 @@ def test_a_training_on_two_machines(workplace: Path, trained: Path) -> None:
     port, folders = _free_port(), [workplace / "two-machines" / name for name in ("first", "second")]
     config = to_plain(compose_checked("train", [*TINY, "trainer=ddp_cpu", "trainer.devices=2", "seed=5"])[0])
     config["trainer"] |= {"devices": 1, "num_nodes": 2}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the number of threads shows in the last bits
     processes = []
     for rank, folder in enumerate(folders):
         folder.mkdir(parents=True)
         JobSpec("binventory.tasks.train:run", config, str(folder), []).save(folder / "job.json")
         command = [sys.executable, *node(rank, 1, port), str(folder / "job.json")]
-        processes.append(subprocess.Popen(command, cwd=workplace, stderr=subprocess.PIPE, text=True))
+        processes.append(subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True))
     for process in processes:
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
@@ -86,7 +88,8 @@ def test_a_training_on_two_machines(workplace: Path, trained: Path) -> None:
         "import sys; from pathlib import Path; from binventory.launch.ranks import run_ranks;"
         "from binventory.launch.spec import JobSpec; sys.exit(run_ranks(JobSpec.load(Path(sys.argv[1])), 2))"
     )
-    subprocess.run([sys.executable, "-c", program, str(alone / "job.json")], cwd=workplace, check=True, timeout=240)
+    command = [sys.executable, "-c", program, str(alone / "job.json")]
+    subprocess.run(command, cwd=workplace, env=environment, check=True, timeout=240)
     figures = [json.loads((folder / "metrics.json").read_text()) for folder in (folders[0], alone)]
     assert figures[0]["test"] == figures[1]["test"]
     assert figures[0]["val"] == figures[1]["val"]

@@ -220,6 +220,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_jobs_end_with_a_sweep_that_is_killed(workplace: Path) -> None:
     """SIGKILL to the sweep's own process: its jobs save and leave; nothing is lost. It ran on a terminal."""
     known = set(sweeps(workplace))

@@ -138,6 +138,7 @@ def check_done(server: WandbServer, run_id: str, folder: Path, sweep: SeenSweep)
     assert len(epochs) == figures["epochs"]
 
 
+@pytest.mark.long
 def test_an_agent_runs_jobs_sees_failures_and_stops_what_it_is_told_to(
     wandb_server: WandbServer, agent: Start, tmp_path: Path
 ) -> None:

@@ -277,7 +277,7 @@ SECRETS = {
     "glpat-" + "a1B2c3D4e5F6g7H8i9J0": "GitLab token",
     "pypi-" + "AgEIcHlwaS5vcmc" + "x1" * 30: "PyPI token",
     "xoxb-" + "123456789012-abcdefGHIJKL": "Slack token",
-    "pip install --index-url https://me:" + "s3cr3tvalue@pypi.company.io/simple": "password in a URL",
+    "pip install --index" + "-url https://me:" + "s3cr3tvalue@pypi.company.io/simple": "password in a URL",
     "postgres://" + "admin:hunter22@10.0.0.5:5432/db": "password in a URL",
 }
 HARMLESS = [

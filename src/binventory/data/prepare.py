@@ -96,10 +96,14 @@ def prepare_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> Prepared
         ConfigError: a count of `data.counts` has no bin in train, val or test.
     """
     bins = index_bins(data, s3, paths)
-    split_list = None
-    if data.split == "report":
-        split_list = bins.listing.split_list if data.split_list is None else read_file_list(data.split_list, s3)
-    return split_bins(bins, data, split_list)
+    return split_bins(bins, data, split_list_of(bins, data, s3))
+
+
+def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[str, int] | None:
+    """Return the list that `data.split` goes by, for `split_bins`: that of `data.split_list`, else the source's own."""
+    if data.split != "report":
+        return None
+    return bins.listing.split_list if data.split_list is None else read_file_list(data.split_list, s3)
 
 
 def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> IndexedBins:

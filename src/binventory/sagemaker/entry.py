@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from binventory.config.capture import one_line, redact_logs, redact_text
+from binventory.config.capture import one_line, redact_logs
 from binventory.errors import InputError, UserError
 from binventory.launch.ranks import Node, run_ranks
 from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
@@ -182,4 +182,4 @@ def _reason(run_dir: Path, exit_code: int) -> str:
 
 def _write_failure(container: Container, reason: str) -> None:
     container.failure_file.parent.mkdir(parents=True, exist_ok=True)
-    container.failure_file.write_text(redact_text(one_line(reason))[:MAX_FAILURE_CHARACTERS])
+    container.failure_file.write_text(one_line(reason)[:MAX_FAILURE_CHARACTERS])

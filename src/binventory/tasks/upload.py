@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from binventory.config.schema import UploadConfig
-from binventory.data.prepare import index_bins, split_bins
-from binventory.data.sources.file_list import FILE_LIST_NAME, read_file_list
+from binventory.data.prepare import index_bins, split_bins, split_list_of
+from binventory.data.sources.file_list import FILE_LIST_NAME
 from binventory.files import write_json
 from binventory.sagemaker.dataset import make_dataset
 from binventory.sagemaker.upload import check_target, upload
@@ -25,10 +25,7 @@ def run(config: UploadConfig, run_dir: Path) -> str:
     check_target(config.s3_uri, config.target)
     data = config.data
     found = index_bins(data, config.s3, config.paths)
-    split_list = None
-    if data.split == "report":
-        split_list = found.listing.split_list if data.split_list is None else read_file_list(data.split_list, config.s3)
-    bins = split_bins(found, data, split_list)
+    bins = split_bins(found, data, split_list_of(found, data, config.s3))
     print(*bins.summary.lines(), sep="\n")
     dataset = make_dataset(found, bins)
     if dataset.skipped:

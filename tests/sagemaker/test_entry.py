@@ -106,7 +106,7 @@ def test_interrupted_and_restarted_it_goes_on_where_it_was(opt_ml: Path, monkeyp
 
 def test_bins_are_read_from_their_channel(opt_ml: Path) -> None:
     (opt_ml / "input/data/data").mkdir()
-    send(opt_ml, "jobs:succeed", {"value": 3, "data": {"source": "s3://elsewhere"}})
+    send(opt_ml, "jobs:succeed", {"value": 3, "data": {"source": "channel://data"}})
     assert main() == 0
     assert f"source: {opt_ml}/input/data/data" in (opt_ml / "output/data/run/config.yaml").read_text()
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from binventory.data.sources.s3 import S3Connection
 from binventory.errors import InputError
 from binventory.sagemaker.outputs import extract, fetch_output
 from tests.s3 import s3_client, s3_config
@@ -207,7 +208,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_fetch_from_s3(s3_server: str, tmp_path: Path) -> None:
-    client, s3 = s3_client(s3_server), s3_config(s3_server, anonymous=True)
+    client, s3 = s3_client(s3_server), S3Connection(s3_config(s3_server, anonymous=True))
     client.create_bucket(Bucket="outputs")
     for name, content in (("good", tar_gz(GOOD)), ("bad", tar_gz([member("../x", b"1")])), ("large", bytes(2_000_000))):
         client.put_object(Bucket="outputs", Key=f"job/{name}.tar.gz", Body=content, ACL="public-read")

@@ -27,6 +27,9 @@ FULL = replace(
 )  # fmt: skip
 
 
+QUIET = {"PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
 def channel(name: str, uri: str, mode: str) -> dict[str, object]:
     source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
     return {"ChannelName": name, "InputMode": mode, "DataSource": {"S3DataSource": source}}
@@ -50,7 +53,7 @@ def test_a_plain_request_in_full() -> None:
         "ResourceConfig": {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50},
         "StoppingCondition": {"MaxRuntimeInSeconds": 86_400},
         "EnableManagedSpotTraining": False,
-        "Environment": {"BINVENTORY_CHECKPOINT_DIR": "checkpoints"},
+        "Environment": QUIET | {"BINVENTORY_CHECKPOINT_DIR": "checkpoints"},
         "Tags": [],
     }
 
@@ -68,7 +71,7 @@ def test_what_else_can_be_asked_for_in_full() -> None:
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200},
         "EnableManagedSpotTraining": True,
-        "Environment": {
+        "Environment": QUIET | {
             "WANDB_PROJECT": "bins",
             "BINVENTORY_CHECKPOINT_DIR": "checkpoints",
             "BINVENTORY_SECRETS": '{"WANDB_API_KEY": "ssm:/bins/wandb"}',

@@ -55,7 +55,7 @@ def check_config(task: str, composed: DictConfig) -> DictConfig:
             _fit_target(dotted, node)
     for name, node in (checked.get("logger") or {}).items():
         _fit_target(f"logger.{name}", node)
-    cross_check(checked)
+    cross_check(checked, runs_here=OmegaConf.select(composed, "hydra.launcher.local", default=True))
     OmegaConf.set_struct(checked, True)
     if "hydra" in composed:
         with_hydra = OmegaConf.create({**{str(name): checked._get_node(name) for name in checked}})

@@ -24,14 +24,20 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
 
 
-def cross_check(config: DictConfig) -> None:
+def cross_check(config: DictConfig, *, runs_here: bool = True) -> None:
     """Refuse combinations of values that cannot work.
+
+    Args:
+        config: the checked config.
+        runs_here: whether the job runs on this machine, so that its devices count.
 
     Raises:
         ConfigError: names the keys, their values and what to do.
     """
     for check in _CHECKS:
         check(config)
+    if runs_here:
+        _gpu(config)
 
 
 def _counts(config: Any) -> None:
@@ -176,6 +182,14 @@ def _splits(config: Any) -> None:
         )
 
 
+def _residence(config: Any) -> None:
+    if "data" in config and not config.data.cache and config.data.residence != "auto":
+        raise ConfigError(
+            f"data.residence={config.data.residence}: says where the photo cache lies, and data.cache=false means none;"
+            " drop one of them"
+        )
+
+
 def _warmup(config: Any) -> None:
     scheduler = config.get("scheduler")
     if scheduler is not None and scheduler.get("warmup_epochs", 0) >= config.trainer.max_epochs > 1:
@@ -247,9 +261,9 @@ _CHECKS: tuple[Callable[[Any], None], ...] = (
     _early_stopping,
     _optimizer,
     _splits,
+    _residence,
     _warmup,
     _files,
     _s3_uri,
     _loggers,
-    _gpu,
 )

@@ -82,7 +82,7 @@ class Composer:
         return composed
 
     def freeze(self, handle: JobHandle, composed: DictConfig, resume_dir: Path | None) -> JobSpec:
-        """Freeze a job of ours and write job.json into its run folder.
+        """Freeze a job of ours.
 
         Args:
             handle: gets its `run_dir`.
@@ -98,18 +98,21 @@ class Composer:
             config = {**spec.config, "resume": AUTO} if "resume" in spec.config else spec.config
             spec = replace(spec, run_dir=str(resume_dir), config=config)
         handle.run_dir = Path(spec.run_dir)
-        spec.save(handle.run_dir / "job.json")
         return spec
 
-    def pack(self, composed: DictConfig) -> bytes:
+    def pack(self, composed: DictConfig, *, by_name: bool = True) -> bytes:
         """Pack a job of another application.
+
+        Args:
+            composed: what `compose` returned.
+            by_name: whether the task's module can be imported where it runs.
 
         Raises:
             ConfigError: its task cannot be imported, and pickles are not allowed.
         """
         name = getattr(self._task, "__qualname__", "<locals>")
         task: Any = f"{self._task.__module__}:{name}"
-        if "." in name or "<" in name:
+        if not by_name or "." in name or "<" in name:
             if not self._allow_pickled_task:
                 raise ConfigError(
                     f"hydra/launcher={self._launcher}: {name} of {self._task.__module__} cannot be imported by name;"

@@ -12,6 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
 from binventory.config.compose import CONFIG_DIR, compose_checked, quote_value
@@ -69,6 +70,7 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
     if config.check:
         print(OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(config)))), end="")
         sys.exit(0)
+    _check_launcher(config, is_multirun=is_multirun)
     if is_multirun:
         if config.get("resume") not in (None, AUTO):
             raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
@@ -78,6 +80,22 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
     folder = folder_to_resume(task_name, config)
     # Hydra makes the folder of the job; a resumed one is named to it.
     return overrides if folder is None else [*overrides, f"hydra.run.dir={quote_value(folder)}"]
+
+
+def _check_launcher(config: DictConfig, *, is_multirun: bool) -> None:
+    """Find what is wrong with a launcher before Hydra makes folders for its jobs."""
+    node = config.hydra.launcher
+    if not str(node.get("_target_", "")).startswith("hydra_plugins.binventory_sagemaker_launcher."):
+        return
+    choice = config.hydra.runtime.choices["hydra/launcher"]
+    if not is_multirun:
+        raise ConfigError(f"hydra/launcher={choice}: a launcher starts the jobs of -m; add -m")
+    from binventory.sagemaker.settings import LaunchSettings
+
+    try:
+        LaunchSettings.of(to_plain(node))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
 
 
 def _named(key: str, overrides: Sequence[str]) -> Path | None:

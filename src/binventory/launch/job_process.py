@@ -57,12 +57,19 @@ def run_foreign(share: Share, answer: str, packed: bytes, environment: Mapping[s
         environment: all variables of the job.
     """
     _settle(share, environment)
+    # From the process that started this one, through a pipe: no file, nobody else's.
+    exit_code, returned = run_packed(packed)
+    Path(answer).write_bytes(returned)
+    sys.exit(exit_code)
+
+
+def run_packed(packed: bytes) -> tuple[int, bytes]:
+    """Run what `pack` made, by a sender that may run anything here; return exit code and pickled JobReturn."""
     import cloudpickle
     from hydra.core.singleton import Singleton
     from hydra.core.utils import JobStatus, run_job, setup_globals
 
     setup_globals()
-    # From the process that started this one, through a pipe: no file, nobody else's.
     context, state, task, config = cloudpickle.loads(packed)
     Singleton.set_state(state)
     returned = run_job(
@@ -72,8 +79,7 @@ def run_foreign(share: Share, answer: str, packed: bytes, environment: Mapping[s
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-    Path(answer).write_bytes(_packed_return(returned))
-    sys.exit(0 if returned.status == JobStatus.COMPLETED else 1)
+    return (0 if returned.status == JobStatus.COMPLETED else 1), _packed_return(returned)
 
 
 def pack(context: Any, state: Any, task: Any, config: Any) -> bytes:

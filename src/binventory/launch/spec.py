@@ -43,8 +43,12 @@ class JobSpec:
 
     def save(self, path: Path) -> None:
         """Write the spec as JSON, atomically, with secrets redacted."""
+        write_json(path, self.saved())
+
+    def saved(self) -> dict[str, Any]:
+        """Return what `save` writes."""
         hidden = {"config": redact(self.config), "overrides": redact(self.overrides)}
-        write_json(path, {"version": SPEC_VERSION, **asdict(self), **hidden})
+        return {"version": SPEC_VERSION, **asdict(self), **hidden}
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables with which a process of the same user can `load` what `save` wrote.

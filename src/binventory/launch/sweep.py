@@ -52,7 +52,7 @@ class Sweep:
         self.can_refill = all(hasattr(launcher, name) for name in ("submit", "as_completed", "cancel"))
         self.n_jobs: int | None = getattr(launcher, "n_jobs", None) if self.can_refill else None
         self.signum = 0
-        self._has_failed = self._is_passed_on = False
+        self._has_failed = self._has_detached = self._is_passed_on = False
         self._stop_at_failure = getattr(launcher, "on_failure", "continue") == "stop"
         self._queued: list[SweepJob] = []
         overrides = config.hydra.overrides
@@ -103,6 +103,8 @@ class Sweep:
 
         def stop(signum: int, _frame: FrameType | None) -> None:
             self.signum = self.signum or signum
+            if hasattr(self.launcher, "interrupt"):
+                self.launcher.interrupt()
             if not self.can_refill:
                 raise KeyboardInterrupt  # a launcher that blocks has to be woken up
 
@@ -182,9 +184,13 @@ class Sweep:
         if self.signum:
             code = EXIT_INTERRUPTED if self.signum == signal.SIGINT else EXIT_PREEMPTED
         else:
-            code = 0 if all(job.is_finished for job in self.jobs) else EXIT_FAILED
-        self.record.write("preempted" if self.signum else "failed" if code else "done", code)
+            running_on = ("running",) if self._has_detached else ()
+            code = 0 if all(job.is_finished or job.state in running_on for job in self.jobs) else EXIT_FAILED
+        is_open = self._has_detached and not self.signum and not code
+        self.record.write("preempted" if self.signum else "failed" if code else "running" if is_open else "done", code)
         self._display.print_table()
+        if self._has_detached:
+            print(f"binventory sagemaker attach {self.folder} collects what runs on", flush=True)
         if code and self.task_name is not None:
             print(f"resume_sweep={self.folder} runs what is not done", flush=True)
         return code
@@ -220,11 +226,19 @@ class Sweep:
         job.handle = None
         job.run_dir = handle.run_dir or job.run_dir
         job.job_return, job.exit_code = handle.job_return, handle.exit_code
+        if handle.is_detached:
+            self._detach(job)
+            return
         if self.task_name is None:
             judge_foreign(job, handle.failure, is_stopping=bool(self.signum))
         else:
             judge(job, handle.failure, self.record.objective, is_stopping=bool(self.signum))
         self._close(job)
+
+    def _detach(self, job: SweepJob) -> None:
+        job.state, job.started = "running", job.started or now()
+        self._has_detached = True
+        self.record.write("running")
 
     def _close(self, job: SweepJob) -> None:
         job.ended = now()

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from binventory.config.capture import redact_text
+from binventory.data.text import printable
 from binventory.tracking.epochs import read_epochs
 from binventory.tracking.sweep_record import SweepJob, SweepRecord
 
@@ -107,12 +108,16 @@ class SweepDisplay:
         table.add_column(self.record.objective or "value", justify="right")
         table.add_column("epoch", justify="right")
         table.add_column("time", justify="right")
+        has_notes = is_live and any(_note(job) for job in jobs)
         if is_live:
             table.add_column("left", justify="right")
+        if has_notes:
+            table.add_column("now", no_wrap=True, overflow="ellipsis", ratio=1)
         for job in jobs:
             state = Text(job.state, STYLES.get(job.state, ""))
             cells = self._cells(job)
-            table.add_row(str(job.number), Text(self._said(job)), state, *(cells if is_live else cells[:-1]))
+            notes = [Text(_note(job), "dim")] if has_notes else []
+            table.add_row(str(job.number), Text(self._said(job)), state, *(cells if is_live else cells[:-1]), *notes)
         return table
 
     def _cells(self, job: SweepJob) -> tuple[str, str, str, str]:
@@ -158,6 +163,11 @@ class SweepDisplay:
             return str(self.record.folder)
         log = job.run_dir / "output.log"
         return str(log if log.exists() else job.run_dir)
+
+
+def _note(job: SweepJob) -> str:
+    """What a job's launcher says of it, terminal codes escaped."""
+    return printable(str(getattr(job.handle, "note", "")), 200)
 
 
 def _seconds(job: SweepJob) -> float | None:

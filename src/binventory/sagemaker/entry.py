@@ -26,6 +26,12 @@ from binventory.tracking.resume import FINAL_STATES
 from binventory.tracking.run_folder import RunFolder
 
 JOB_CHANNEL, DATA_CHANNEL = "job", "data"
+# In a job's config: `channel://NAME/file` is what lies on that channel, wherever channels are in the container.
+CHANNEL_SCHEME = "channel://"
+JOB_FILE = "job.json"
+# Of another Hydra application: its task, which runs only where the launcher's request allows it.
+TASK_FILE, ANSWER_FILE = "task.pickle", "return.pickle"
+PICKLE_VARIABLE, CWD_VARIABLE = "BINVENTORY_ALLOW_PICKLED_TASK", "BINVENTORY_WORKING_DIR"
 RUN = "run"  # the run folder's name wherever it lies
 # Set by the launcher: the checkpoint directory below /opt/ml where the job has one.
 CHECKPOINTS_VARIABLE = "BINVENTORY_CHECKPOINT_DIR"
@@ -38,8 +44,7 @@ class Container:
     """Where things are in this container, from the toolkit's variables.
 
     Attributes:
-        job: the channel that holds job.json.
-        data: the channel with the bins; None where the job reads them from elsewhere.
+        channels: folder that holds a folder for each channel.
         model_dir: what lies there at the end becomes model.tar.gz.
         output_dir: what lies there at the end becomes output.tar.gz.
         failure_file: its text becomes the job's FailureReason.
@@ -48,8 +53,7 @@ class Container:
         host: this one's.
     """
 
-    job: Path
-    data: Path | None
+    channels: Path
     model_dir: Path
     output_dir: Path
     failure_file: Path
@@ -66,12 +70,9 @@ class Container:
         """
         try:
             output = Path(environment["SM_OUTPUT_DIR"])
-            channels = Path(environment["SM_INPUT_DIR"]) / "data"
-            data = channels / DATA_CHANNEL
             checkpoints = environment.get(CHECKPOINTS_VARIABLE)
             return cls(
-                job=channels / JOB_CHANNEL,
-                data=data if data.is_dir() else None,
+                channels=Path(environment["SM_INPUT_DIR"]) / "data",
                 model_dir=Path(environment["SM_MODEL_DIR"]),
                 output_dir=Path(environment["SM_OUTPUT_DATA_DIR"]),
                 failure_file=output / "failure",
@@ -98,8 +99,10 @@ def main() -> int:
         return EXIT_USER_ERROR
     try:
         set_secrets()
+        if (container.channels / JOB_CHANNEL / TASK_FILE).exists():
+            return _run_pickled(container)
         run_dir = _run_folder(container)
-        spec = place(JobSpec.load(container.job / "job.json"), container, run_dir)
+        spec = place(JobSpec.load(container.channels / JOB_CHANNEL / JOB_FILE), container, run_dir)
         os.environ.pop(SECRETS_VARIABLE, None)  # not for the processes that the job starts
         exit_code = _run(spec, container)
     except UserError as error:
@@ -114,13 +117,12 @@ def main() -> int:
 
 
 def place(spec: JobSpec, container: Container, run_dir: Path) -> JobSpec:
-    """Return the job as it runs here: in this run folder, on this channel's bins, over all instances.
+    """Return the job as it runs here: in this run folder, on what its channels hold, over all instances.
 
     It goes on with what an interrupted attempt left in the run folder.
     """
-    config: dict[str, Any] = {**spec.config, "paths": {**spec.config["paths"], **_local_paths()}}
-    if container.data is not None:
-        config["data"] = {**config["data"], "source": str(container.data)}
+    config: dict[str, Any] = _on_channels(spec.config, container.channels)
+    config["paths"] = {**config["paths"], **_local_paths()}
     if len(container.hosts) > 1:
         config["trainer"] = {**config["trainer"], "num_nodes": len(container.hosts)}
     if (run_dir / "checkpoints").exists():
@@ -150,6 +152,19 @@ def _run(spec: JobSpec, container: Container) -> int:
     return run_ranks(spec, devices, node)
 
 
+def _run_pickled(container: Container) -> int:
+    """Run another application's task. Raises InputError where the request does not allow it."""
+    if os.environ.get(PICKLE_VARIABLE) != "1":
+        raise InputError(f"{TASK_FILE}: a pickled task runs only with hydra.launcher.allow_pickled_task=true")
+    from binventory.launch.job_process import run_packed
+
+    if (working_dir := Path(os.environ.get(CWD_VARIABLE, "."))).is_dir():
+        os.chdir(working_dir)
+    exit_code, answer = run_packed((container.channels / JOB_CHANNEL / TASK_FILE).read_bytes())
+    (container.output_dir / ANSWER_FILE).write_bytes(answer)
+    return exit_code
+
+
 def _run_folder(container: Container) -> Path:
     """Return where this instance's run folder lies.
 
@@ -165,6 +180,17 @@ def _run_folder(container: Container) -> Path:
     if (saved := root / RUN / "checkpoints").is_dir():
         shutil.copytree(saved, own / "checkpoints")
     return own
+
+
+def _on_channels(value: Any, channels: Path) -> Any:
+    """Put the container's folders where a config says `channel://…`."""
+    if isinstance(value, dict):
+        return {name: _on_channels(child, channels) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_on_channels(child, channels) for child in value]
+    if isinstance(value, str) and value.startswith(CHANNEL_SCHEME):
+        return str(channels / value.removeprefix(CHANNEL_SCHEME))
+    return value
 
 
 def _local_paths() -> dict[str, str]:

@@ -33,7 +33,12 @@ def job_name(sweep: str, number: int, attempt: int = 0) -> str:
     """
     assert 0 <= number < 10**12, number
     assert 0 <= attempt < 10**8, attempt
-    return f"{_part(sweep)}-{number}" + (f"r{attempt}" if attempt else "")
+    return f"{name_prefix(sweep)}{number}" + (f"r{attempt}" if attempt else "")
+
+
+def name_prefix(sweep: str) -> str:
+    """Return what the names of all of a sweep's jobs begin with."""
+    return f"{_part(sweep)}-"
 
 
 def sweep_uri(s3_uri: str, sweep: str) -> str:

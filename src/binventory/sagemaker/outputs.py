@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from binventory.config.schema import S3Config
 from binventory.data.sources.s3 import S3Connection, split_uri
 from binventory.data.text import printable
 from binventory.errors import InputError
@@ -26,7 +25,7 @@ CHUNK_BYTES = 2**20
 
 
 def fetch_output(
-    uri: str, target: Path, s3: S3Config, *, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+    uri: str, target: Path, connection: S3Connection, *, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
 ) -> bool:
     """Download an archive from S3 and unpack it to the new folder `target`; False when there is no such object.
 
@@ -34,7 +33,6 @@ def fetch_output(
         InputError: it cannot be had, or as `extract`.
     """
     bucket, key = split_uri(uri)
-    connection = S3Connection(s3)
     with _new_folder(target) as folder:
         archive = folder / "archive.tar.gz"
 

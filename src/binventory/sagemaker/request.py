@@ -14,6 +14,7 @@ from binventory.sagemaker.secret_references import REFERENCE, REFERENCES_VARIABL
 
 ENTRY_SCRIPT = "sagemaker_entry.py"  # at the root of the source archive
 CHECKPOINT_DIR = "checkpoints"
+PIP = {"PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # or the log begins with a line for each package
 ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 
 
@@ -86,6 +87,7 @@ class JobPlaces:
         output: prefix under which AWS makes a folder with the job's name.
         checkpoints: prefix of the run folder while it runs.
         data: prefix of the bins; None where the job reads them from elsewhere.
+        files: channel -> prefix of a file that the job's config names.
     """
 
     source: str
@@ -93,6 +95,7 @@ class JobPlaces:
     output: str
     checkpoints: str
     data: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def training_job_request(name: str, settings: JobSettings, places: JobPlaces) -> dict[str, Any]:
@@ -108,6 +111,7 @@ def training_job_request(name: str, settings: JobSettings, places: JobPlaces) ->
     channels = [_channel(JOB_CHANNEL, places.job, "File")]
     if places.data is not None:
         channels.append(_channel(DATA_CHANNEL, places.data, settings.input_mode))
+    channels += [_channel(channel, uri, "File") for channel, uri in places.files.items()]
     request: dict[str, Any] = {
         "TrainingJobName": name,
         "RoleArn": settings.role_arn,
@@ -125,7 +129,12 @@ def training_job_request(name: str, settings: JobSettings, places: JobPlaces) ->
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": settings.max_runtime_s},
         "EnableManagedSpotTraining": settings.use_spot,
-        "Environment": {**settings.environment, CHECKPOINTS_VARIABLE: CHECKPOINT_DIR, **_references(settings.secrets)},
+        "Environment": {
+            **PIP,
+            **settings.environment,
+            CHECKPOINTS_VARIABLE: CHECKPOINT_DIR,
+            **_references(settings.secrets),
+        },
         "Tags": [{"Key": name, "Value": value} for name, value in settings.tags.items()],
     }
     if settings.use_spot:

@@ -33,7 +33,7 @@ def provenance(overrides: Sequence[str], choices: Mapping[str, str | None]) -> d
         "overrides": [redact_text(override) for override in overrides],
         "choices": dict(choices),
         "working_dir": str(Path.cwd()),
-        "git": _git(),
+        "git": git_facts(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "hardware": {
@@ -61,7 +61,7 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _git() -> dict[str, Any] | None:
+def git_facts() -> dict[str, Any] | None:
     """Commit and a hash of what differs from it; None outside a checkout."""
     commit, index = (
         _run_git("rev-parse", "HEAD"),

@@ -28,6 +28,11 @@ SWEEP_FILE, RESULTS_FILE = "sweep.json", "results.csv"
 HYDRA_KEYS = (
     "hydra/launcher", "hydra/sweeper", "hydra.launcher.n_jobs", "hydra.launcher.threads_per_job",
     "hydra.launcher.on_failure", "hydra.sweeper.",
+    # Of the SageMaker launcher: not where jobs are sent, as whom, with what in them. That is the user's own to say.
+    *(f"hydra.launcher.{name}" for name in (
+        "region", "instance_type", "instance_count", "volume_size_gb", "max_runtime_s", "use_spot", "max_wait_s",
+        "input_mode", "extras", "max_source_mb", "max_parallel", "wait", "on_interrupt", "poll_s",
+    )),
 )  # fmt: skip
 
 

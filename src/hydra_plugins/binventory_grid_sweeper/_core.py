@@ -31,6 +31,9 @@ def run_grid(
             raise ConfigError(f"hydra.sweeper.max_batch_size={size}: must be at least 1, or null")
         grid = combinations(context, {str(key): value for key, value in asked.params.items()}, arguments)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+        if getattr(launcher, "dry_run", False):
+            launcher.show_requests(grid)  # type: ignore[attr-defined]
+            return []
         sweep = Sweep(launcher, task, config)
         check_same_jobs(sweep, grid)
     with sweep.running():

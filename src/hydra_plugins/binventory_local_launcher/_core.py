@@ -110,8 +110,10 @@ class LocalJobs:
 
 
 def _frozen_work(spec: JobSpec) -> Work:
+    path = Path(spec.run_dir) / "job.json"
+    spec.save(path)
     environment = {**os.environ, **spec.environment()}
-    return Work(run_frozen, (str(Path(spec.run_dir) / "job.json"), environment), _num_gpus(spec))
+    return Work(run_frozen, (str(path), environment), _num_gpus(spec))
 
 
 def _check(asked: LocalLauncher) -> None:

@@ -52,6 +52,8 @@ def run_sweep(
         composed = _try_out(space, context.config_loader, config, task_name)
         metric, way = _objective(settings, composed)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+        if getattr(launcher, "dry_run", False):
+            raise ConfigError("hydra.launcher.dry_run=true: a search draws its jobs as it goes; give single values")
         sweep = Sweep(launcher, task, config)
         is_resumed = OmegaConf.select(config, "resume_sweep", default=None) is not None
         study = open_study(settings, sweep.folder, way, is_resumed=is_resumed)

@@ -120,7 +120,7 @@ class S3Connection:
 
     def __init__(self, s3: S3Config, stop: threading.Event | None = None) -> None:
         self.s3 = s3
-        self._stop = stop or threading.Event()
+        self.stop = stop or threading.Event()
         self._random = random.Random()  # its own generator: waiting must not move the ones that training is seeded by
         self.client = _make_client(s3)
 
@@ -248,7 +248,7 @@ class S3Connection:
                 reason = _transient_reason(error, code, uri)
             except (BotoCoreError, ResponseParserError, HTTPError) as error:
                 reason = _connection_reason(error, uri)
-            if attempt < self.s3.max_attempts and self._stop.wait(self._backoff_s(attempt)):
+            if attempt < self.s3.max_attempts and self.stop.wait(self._backoff_s(attempt)):
                 raise StoppedError
         raise ObjectError(f"gave up after {self.s3.max_attempts} attempts: {reason}")
 

@@ -1,0 +1,58 @@
+"""SageMaker on this machine for as long as a launcher needs it: hydra/launcher=sagemaker_local."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+
+from binventory.errors import ConfigError
+from binventory.sagemaker.settings import LaunchSettings
+
+BUCKET = "binventory-local"
+# Of a shell that works with AWS: here they would lead elsewhere, or add what no endpoint here knows.
+FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN")
+
+
+class LocalPlane:
+    """Starts the local control plane and leads this process's AWS clients to it, until `close`."""
+
+    def __init__(self) -> None:
+        self._undo = ExitStack()
+
+    def open(self, settings: LaunchSettings) -> LaunchSettings:
+        """Return the settings with a role and a bucket that are there.
+
+        Raises:
+            ConfigError: moto is not installed.
+            InputError: the training toolkit could not be installed.
+        """
+        try:
+            from binventory.sagemaker.local.server import LocalSageMaker
+            from binventory.sagemaker.local.toolkit import toolkit_python
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"hydra/launcher=sagemaker_local: {error.name} is not installed; pip install 'binventory[sagemaker]'"
+            ) from error
+        if not settings.dry_run:
+            toolkit_python()  # else the first job would wait for it
+        plane = self._undo.enter_context(LocalSageMaker(region=settings.region or "us-east-1"))
+        before = {name: os.environ.get(name) for name in (*plane.environment, *FOREIGN)}
+        self._undo.callback(_restore, before)
+        for name in FOREIGN:
+            os.environ.pop(name, None)
+        os.environ.update(plane.environment)
+        plane.client("s3").create_bucket(Bucket=BUCKET)
+        return replace(settings, role_arn=plane.role_arn, s3_uri=f"s3://{BUCKET}")
+
+    def close(self) -> None:
+        """Stop everything; jobs that run get no grace."""
+        self._undo.close()
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

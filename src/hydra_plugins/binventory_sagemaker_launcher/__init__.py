@@ -1,0 +1,1 @@
+"""Hydra plugin: `hydra/launcher=sagemaker` and its presets."""

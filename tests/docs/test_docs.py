@@ -18,6 +18,7 @@ import binventory.objectives
 from binventory.cli import app
 from binventory.launch.entry import main
 from tests.running import TINY, latest
+from tests.sagemaker.local.conftest import CACHE
 from tests.wandb.server import ENTITY, WandbServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,9 @@ def adapted(line: str, run: Path) -> tuple[str, list[str]]:
     return task, overrides
 
 
-@pytest.mark.parametrize("line", README_RUNS)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.long] if "sagemaker" in line else []) for line in README_RUNS]
+)
 def test_readme_command(
     line: str,
     readers_folder: Path,
@@ -117,6 +120,8 @@ def test_readme_command(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(readers_folder)
+    if "sagemaker" in line:  # the training toolkit's environment is made once for this machine
+        monkeypatch.setenv("BINVENTORY_CACHE_DIR", str(CACHE))
     run = trained
     if "resume=outputs" in line:
         run = Path(shutil.copytree(trained, tmp_path / "stopped"))

@@ -72,6 +72,7 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
         sys.exit(0)
     _check_launcher(config, is_multirun=is_multirun)
     if is_multirun:
+        _check_sweep_dir(config.hydra.sweep)
         if config.get("resume") not in (None, AUTO):
             raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
         return overrides
@@ -96,6 +97,20 @@ def _check_launcher(config: DictConfig, *, is_multirun: bool) -> None:
         LaunchSettings.of(to_plain(node))
     except OmegaConfBaseException as error:
         raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
+
+
+def _check_sweep_dir(node: DictConfig) -> None:
+    """Refuse a name that no folder can have, before anything is sent or started for the sweep."""
+    said = str(node._get_node("dir"))
+    if "${" in said:  # ours: it would make the folder now
+        return
+    try:
+        Path(said).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"hydra.sweep.dir={said[:200]}: {reason}; name another") from error
 
 
 def _named(key: str, overrides: Sequence[str]) -> Path | None:

@@ -58,8 +58,8 @@ class JobLog:
                 moment = event["timestamp"]
                 self._positions[streams[number]] = Position(moment, skip + 1 if moment == before else 1)
                 line = redact_text(event["message"].rstrip("\n"))
-                if len(streams) > 1:
-                    line = f"[{streams[number].partition('/')[2].rpartition('-')[0]}] {line}"
+                if len({_host(stream) for stream in streams}) > 1:
+                    line = f"[{_host(streams[number])}] {line}"
                 self.tail.append(line)
                 if self._path is not None:
                     file = file or self._path.open("a", encoding="utf-8")
@@ -67,3 +67,8 @@ class JobLog:
         finally:
             if file is not None:
                 file.close()
+
+
+def _host(stream: str) -> str:
+    """Of a stream's name, `JOB/algo-1-1700000000`: a restarted job has further streams of the same host."""
+    return stream.partition("/")[2].rpartition("-")[0]

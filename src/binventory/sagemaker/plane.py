@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -37,11 +38,7 @@ class LocalPlane:
         if not settings.dry_run:
             toolkit_python()  # else the first job would wait for it
         plane = self._undo.enter_context(LocalSageMaker(region=settings.region or "us-east-1"))
-        before = {name: os.environ.get(name) for name in (*plane.environment, *FOREIGN)}
-        self._undo.callback(_restore, before)
-        for name in FOREIGN:
-            os.environ.pop(name, None)
-        os.environ.update(plane.environment)
+        self._undo.callback(_lead_back, _lead_to(plane.environment))
         plane.client("s3").create_bucket(Bucket=BUCKET)
         return replace(settings, role_arn=plane.role_arn, s3_uri=f"s3://{BUCKET}")
 
@@ -50,9 +47,28 @@ class LocalPlane:
         self._undo.close()
 
 
-def _restore(before: dict[str, str | None]) -> None:
-    for name, value in before.items():
+# The user's own variables, while any plane of this process is open; planes may be closed in any order.
+_own: dict[str, str | None] = {}
+_open: list[int] = []
+
+
+def _lead_to(environment: Mapping[str, str]) -> int:
+    if not _open:
+        _own.update({name: os.environ.get(name) for name in (*environment, *FOREIGN)})
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    _open.append(max(_open, default=0) + 1)
+    return _open[-1]
+
+
+def _lead_back(number: int) -> None:
+    _open.remove(number)
+    if _open:
+        return
+    for name, value in _own.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    _own.clear()

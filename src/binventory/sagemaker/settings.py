@@ -132,8 +132,8 @@ class LaunchSettings:
         for name, value in self.environment.items():
             if hidden[name] != value:
                 raise ConfigError(
-                    f"{PREFIX}environment.{name}: looks like a secret, and a request can be read; put it into Secrets"
-                    f" Manager or SSM and write {PREFIX}secrets.{name}=ssm:NAME"
+                    f"{PREFIX}environment has {name}, which looks like a secret, and a request can be read; put it into"
+                    f" Secrets Manager or SSM and name that under {PREFIX}secrets, as secretsmanager:NAME or ssm:NAME"
                 )
 
     def _check_local(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import signal
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -57,7 +57,8 @@ class SageMakerJobs:
             raise ConfigError("hydra.launcher.wait=false: a search goes by what its jobs return; leave it out")
         self._plane = LocalPlane() if settings.local else None
         if self._plane is not None:
-            atexit.register(self._plane.close)
+            # With this object or with the process, whichever ends first; what runs then is stopped without grace.
+            weakref.finalize(self, self._plane.close)
             settings = self._plane.open(settings)
         self.settings = settings
         self._folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -96,7 +97,7 @@ class SageMakerJobs:
             self._send_waiting()
             if self._ended:
                 continue
-            if not self._waiting and not self.settings.wait:
+            if self._running and not self._waiting and not self.settings.wait:
                 for handle in list(self._running):
                     self._let_go(handle)
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from binventory.sagemaker.attach import attach
 from binventory.sagemaker.local.faults import Interruption
 from binventory.sagemaker.local.server import LocalSageMaker
 from tests.running import TINY
+from tests.sagemaker.conftest import BUCKET
+from tests.sagemaker.test_outputs import member, tar_gz
 from tests.sweeps.running import UNRULY, Outcome, meanwhile, signal_self, sweep_here
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -208,11 +211,32 @@ def test_nobody_has_to_wait(workplace: Path, plane: LocalSageMaker) -> None:
     assert [len(read(sent.folder / str(number) / "sagemaker.json")["names"]) for number in (0, 1)] == [1, 1]
 
 
+def test_an_archive_that_leads_out_of_its_folder_is_one_failed_run(
+    workplace: Path, plane: LocalSageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing of it is unpacked."""
+    sent = launch(workplace, *SMALL, "hydra.launcher.wait=false", "hydra.launcher.max_parallel=null")
+    (name,) = read(sent.folder / "0/sagemaker.json")["names"]
+    job = plane.wait(name, 120)
+    key = job.output_uri("output.tar.gz").removeprefix(f"s3://{BUCKET}/")
+    link = tarfile.TarInfo("run/metrics.csv")
+    link.type, link.linkname = tarfile.SYMTYPE, "../../status.json"
+    for bad, said in ((tar_gz([member("../outside", b"1")]), "leads out"), (tar_gz([(link, b"")]), "is a link")):
+        plane.client("s3").put_object(Bucket=BUCKET, Key=key, Body=bad)
+        assert attach(sent.folder, 0.3) == 1
+        assert sent.states == ["failed"]
+        assert said in sent.jobs[0]["error"]
+        assert sent.jobs[0]["error"].startswith(f"s3://{BUCKET}/")
+        assert not list(workplace.rglob("outside"))
+        assert not (sent.folder / "0/predictions.csv").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.abid
 def test_exp1_on_a_slice_that_is_uploaded(workplace: Path, plane: LocalSageMaker, abid: Path) -> None:
     """The bins and the weights' file are sent once for both jobs, and the figures are those of this machine."""
     exp1 = [
-        "experiment=exp1", "data=abid", f"data.source={abid}/udacity224", "data.limit=60", "trainer.max_epochs=1",
+        "experiment=exp1", "data=abid", f"data.source={abid}/udacity224", "data.limit=250", "trainer.max_epochs=1",
         f"model.weights={abid.parent}/weights/resnet18_imagenet_fp16.safetensors", "data.max_bad_fraction=1", "trainer=cpu",
     ]  # fmt: skip
     there = launch(workplace, *exp1, "optimizer.lr=0.001,0.01")

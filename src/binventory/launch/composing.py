@@ -152,7 +152,8 @@ class Composer:
             returned.working_dir = os.getcwd()  # noqa: PTH109  a string, as Hydra's is
         returned.status = JobStatus.COMPLETED if handle.exit_code == 0 else JobStatus.FAILED
         if returned.status == JobStatus.COMPLETED and handle.run_dir is not None and composed is not None:
-            returned.return_value = returned_value(handle.run_dir, OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
+            metric = OmegaConf.select(composed, "objective_metric", default=None)  # resolved: presets compute it
+            returned.return_value = returned_value(handle.run_dir, {"objective_metric": metric})
         else:
             returned.return_value = RuntimeError(handle.failure or f"{handle.run_dir}: exit code {handle.exit_code}")
         return returned

@@ -81,6 +81,16 @@ class Api:
         check_request(self._model.operation_model(operation).input_shape, request)
         return self._operations[operation]({name: value for name, value in request.items() if value is not None})
 
+    def _check_quota(self, instance_type: str) -> None:
+        limit, running = self._faults.max_jobs, sum(not job.ended.is_set() for job in self.jobs.values())
+        if limit is not None and running >= limit:
+            raise ServiceError(
+                "ResourceLimitExceeded",
+                f"The account-level service limit '{instance_type} for training job usage' is {limit} Instances, with"
+                f" current utilization of {running} Instances and a request delta of 1 Instances. Please use AWS"
+                " Service Quotas to request an increase for this quota.",
+            )
+
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
         check_training_job(request, self._s3, self._region, has_namespaces=self._has_namespaces)
         name = request["TrainingJobName"]
@@ -92,6 +102,7 @@ class Api:
                     "Training job names must be unique within an AWS account and region, and a training job with this "
                     f"name already exists ({arn})",
                 )
+            self._check_quota(request["ResourceConfig"]["InstanceType"])
             tags = {tag["Key"]: tag["Value"] for tag in request.get("Tags") or []}
             job = Job(request, arn, self._faults.take(name), tags)
             job.move("Starting")

@@ -49,6 +49,7 @@ class _Planned:
 class Faults:
     """The faults to come. Every method may be called while jobs run; a job takes its faults when it is created."""
 
+    max_jobs: int | None = None  # the account's quota of jobs that run at one time
     _planned: list[_Planned] = field(default_factory=list)
     _throttled: list[tuple[str | None, int]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,7 +99,7 @@ class Faults:
         """Set a fault as the command line names it.
 
         `interrupt=NAME:after_s=20,sigterm=no` (once per attempt to be interrupted), `no_capacity=NAME`,
-        `slow_start=NAME:30`, `throttle=3`; NAME is a glob of job names.
+        `slow_start=NAME:30`, `throttle=3`, `quota=2` (jobs that may run at one time); NAME is a glob of job names.
 
         Raises:
             ConfigError: the text names no fault, or a value cannot be read.
@@ -114,12 +115,14 @@ class Faults:
                 self.slow_start(pattern, float(value))
             elif kind == "throttle":
                 self.throttle(int(rest))
+            elif kind == "quota":
+                self.max_jobs = int(rest)
             else:
                 raise ValueError
         except ValueError as error:
             if isinstance(error, ConfigError):
                 raise
-            known = "interrupt=NAME:after_s=20,sigterm=no, no_capacity=NAME, slow_start=NAME:30, throttle=3"
+            known = "interrupt=NAME:after_s=20,sigterm=no, no_capacity=NAME, slow_start=NAME:30, throttle=3, quota=2"
             raise ConfigError(f"--fault {text!r} cannot be read; known are {known}") from error
 
     def _add_interruption(self, pattern: str, interruption: Interruption) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +22,7 @@ from binventory.tracking.sweep_record import SweepJob, SweepRecord
 
 REFRESH_S = 1.0
 LONG_NUMBER = re.compile(r"(?<=[=,\[(])-?\d+\.\d{5,}(?:e-?\d+)?(?![\w.])")  # as drawn from an interval
-MAX_LIVE_ROWS = 24
+MAX_LIVE_ROWS, MAX_NOTES = 24, 8
 STYLES = {"done": "green", "failed": "red", "running": "cyan", "preempted": "yellow", "pruned": "magenta"}
 
 
@@ -90,7 +90,7 @@ class SweepDisplay:
             jobs = sorted(jobs[:MAX_LIVE_ROWS], key=lambda job: job.number)
         table = self._table(jobs, is_live=True)
         table.caption = self._where_it_is()
-        self._live.update(table, refresh=True)
+        self._live.update(Group(table, *_notes(jobs)), refresh=True)
 
     def print_table(self) -> None:
         """Print all jobs, and where what they left lies."""
@@ -108,16 +108,12 @@ class SweepDisplay:
         table.add_column(self.record.objective or "value", justify="right")
         table.add_column("epoch", justify="right")
         table.add_column("time", justify="right")
-        has_notes = is_live and any(_note(job) for job in jobs)
         if is_live:
             table.add_column("left", justify="right")
-        if has_notes:
-            table.add_column("now", no_wrap=True, overflow="ellipsis", ratio=1)
         for job in jobs:
             state = Text(job.state, STYLES.get(job.state, ""))
             cells = self._cells(job)
-            notes = [Text(_note(job), "dim")] if has_notes else []
-            table.add_row(str(job.number), Text(self._said(job)), state, *(cells if is_live else cells[:-1]), *notes)
+            table.add_row(str(job.number), Text(self._said(job)), state, *(cells if is_live else cells[:-1]))
         return table
 
     def _cells(self, job: SweepJob) -> tuple[str, str, str, str]:
@@ -165,9 +161,11 @@ class SweepDisplay:
         return str(log if log.exists() else job.run_dir)
 
 
-def _note(job: SweepJob) -> str:
-    """What a job's launcher says of it, terminal codes escaped."""
-    return printable(str(getattr(job.handle, "note", "")), 200)
+def _notes(jobs: list[SweepJob]) -> list[Text]:
+    """A line for what each job's launcher says of it, such as the last one of its log; terminal codes are escaped."""
+    said = [(job.number, str(getattr(job.handle, "note", ""))) for job in jobs if job.state == "running"]
+    lines = [f"job {number}: {printable(note, 300)}" for number, note in said if note]
+    return [Text(line, "dim", no_wrap=True, overflow="ellipsis") for line in lines[:MAX_NOTES]]
 
 
 def _seconds(job: SweepJob) -> float | None:

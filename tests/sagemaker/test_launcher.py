@@ -7,6 +7,7 @@ import json
 import signal
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from binventory.launch.ranks import returned_value
 from binventory.sagemaker.attach import attach
 from binventory.sagemaker.local.faults import Interruption
 from binventory.sagemaker.local.server import LocalSageMaker
+from binventory.tracking.run_folder import request_prune
 from tests.running import TINY
 from tests.sagemaker.conftest import BUCKET
 from tests.sagemaker.test_outputs import member, tar_gz
@@ -152,7 +154,7 @@ def test_two_hosts_train_as_two_processes_do(workplace: Path, plane: LocalSageMa
 def test_stopped_the_jobs_save_and_resume_sweep_goes_on(
     workplace: Path, plane: LocalSageMaker, signum: signal.Signals, code: int
 ) -> None:
-    watch = at_epoch(workplace, 2, signum)
+    watch = at_epoch(workplace, 2, send(signum))
     first = launch(workplace, *SLOW, "optimizer.lr=0.1,0.01", "hydra.launcher.max_parallel=1")
     watch.join()
     assert first.exit_code == code
@@ -170,21 +172,25 @@ def test_stopped_the_jobs_save_and_resume_sweep_goes_on(
     assert epochs(first.folder / "0") == [str(number) for number in range(1, 41)]
 
 
-def at_epoch(workplace: Path, number: int, signum: signal.Signals) -> threading.Thread:
-    """Send this process a signal once the next sweep's first job has told, through the checkpoint prefix, of an epoch."""
+def at_epoch(workplace: Path, number: int, act: Callable[[Path], None]) -> threading.Thread:
+    """Do something with the next sweep's first run, once it has told of an epoch through the checkpoint prefix."""
     known = set(workplace.glob("outputs/sweeps/*"))
 
-    def is_there() -> bool:
-        new = set(workplace.glob("outputs/sweeps/*")) - known
-        return any((sweep / "0/metrics.csv").exists() and len(epochs(sweep / "0")) >= number for sweep in new)
+    def runs() -> list[Path]:
+        new = [sweep / "0" for sweep in set(workplace.glob("outputs/sweeps/*")) - known]
+        return [run for run in new if (run / "metrics.csv").exists() and len(epochs(run)) >= number]
 
-    return meanwhile(is_there, signal_self(signum))
+    return meanwhile(lambda: bool(runs()), lambda: act(runs()[0]))
+
+
+def send(signum: signal.Signals) -> Callable[[Path], None]:
+    return lambda run: signal_self(signum)()
 
 
 def test_detached_the_jobs_run_on_and_attach_collects_them(
     workplace: Path, plane: LocalSageMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watch = at_epoch(workplace, 1, signal.SIGINT)
+    watch = at_epoch(workplace, 1, send(signal.SIGINT))
     run = [*SLOW, "trainer.max_epochs=6", "optimizer.lr=0.1,0.01", "hydra.launcher.max_parallel=2"]
     left = launch(workplace, *run, "hydra.launcher.on_interrupt=detach")
     watch.join()
@@ -196,6 +202,17 @@ def test_detached_the_jobs_run_on_and_attach_collects_them(
     assert epochs(left.folder / "1") == ["1", "2", "3", "4", "5", "6"]
     assert left.jobs[0]["value"] == left.metrics(0)["val"]["accuracy"]
     assert attach(left.folder, 0.3) == 0  # nothing is left to collect
+
+
+def test_a_job_that_is_asked_to_is_pruned(workplace: Path, plane: LocalSageMaker) -> None:
+    """What a pruner does: there is no way into a training job but its end."""
+    watch = at_epoch(workplace, 1, request_prune)
+    outcome = launch(workplace, *SLOW)
+    watch.join()
+    assert (outcome.exit_code, outcome.states) == (0, ["pruned"])
+    assert outcome.status(0)["exit_code"] == 0
+    assert 1 <= len(epochs(outcome.folder / "0")) < 40
+    assert read(outcome.folder / "0/sagemaker.json")["ended"]["status"] == "Stopped"
 
 
 def test_nobody_has_to_wait(workplace: Path, plane: LocalSageMaker) -> None:
@@ -240,9 +257,10 @@ def test_exp1_on_a_slice_that_is_uploaded(workplace: Path, plane: LocalSageMaker
         f"model.weights={abid.parent}/weights/resnet18_imagenet_fp16.safetensors", "data.max_bad_fraction=1", "trainer=cpu",
     ]  # fmt: skip
     there = launch(workplace, *exp1, "optimizer.lr=0.001,0.01")
-    here = launch_here(workplace, *exp1, "optimizer.lr=0.001,0.01")
+    here = launch_here(workplace, *exp1, "optimizer.lr=0.01")
     assert (there.exit_code, here.exit_code) == (0, 0)
-    assert there.metrics(1)["test"] == here.metrics(1)["test"]
+    assert there.metrics(1)["test"] == here.metrics(0)["test"]
+    assert there.jobs[1]["value"] == there.metrics(1)["val"]["accuracy"]
     uris = [
         channel["DataSource"]["S3DataSource"]["S3Uri"]
         for job in plane.jobs.values() if there.folder.name.replace("_", "--") in job.name
@@ -250,4 +268,4 @@ def test_exp1_on_a_slice_that_is_uploaded(workplace: Path, plane: LocalSageMaker
     ]  # fmt: skip
     assert len(uris) == 4
     assert len(set(uris)) == 2
-    assert (there.folder / "1/predictions.csv").read_bytes() == (here.folder / "1/predictions.csv").read_bytes()
+    assert (there.folder / "1/predictions.csv").read_bytes() == (here.folder / "0/predictions.csv").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from binventory.sagemaker.jobs import TrainingJobs
 from binventory.sagemaker.local.server import LocalSageMaker
 from binventory.sagemaker.names import name_prefix
 from tests.running import TINY
-from tests.sweeps.running import Outcome, sweep_here
+from tests.sweeps.running import Outcome, meanwhile, signal_self, sweep_here
 
 pytestmark = pytest.mark.long
 
@@ -80,6 +81,22 @@ def test_without_a_job_of_its_own_the_quota_is_a_failure(plane: LocalSageMaker, 
     outcome = sweep_here(tmp_path, *SAGEMAKER)
     assert outcome.states == ["failed"]
     assert "Service Quotas" in outcome.jobs[0]["error"]
+
+
+def test_a_stop_that_is_refused_is_asked_for_again(
+    plane: LocalSageMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More often than the client itself tries it: the job must not run on unseen."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    plane.faults.throttle(5, "StopTrainingJob")
+    watch = meanwhile(lambda: bool(plane.jobs), signal_self(signal.SIGINT))
+    spot = ["-m", "hydra/launcher=sagemaker_spot", *SAGEMAKER[2:], "hydra.launcher.max_runtime_s=600"]
+    outcome = sweep_here(tmp_path, *spot)
+    watch.join()
+    assert outcome.exit_code == 130
+    assert outcome.states == ["preempted"]
+    assert [seen.error for seen in plane.requests if seen.operation == "StopTrainingJob"][-2:] != ["", ""]
+    assert "StopTrainingJob: Rate exceeded (ThrottlingException); asking again" in capsys.readouterr().err
 
 
 def test_a_job_whose_answer_was_lost_is_created_once(plane: LocalSageMaker, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from binventory.data.sources.s3 import StoppedError, split_uri
@@ -33,7 +33,7 @@ class TrainingJob:
         log: follows its log.
         status, secondary: as SageMaker says them.
         failure: what went wrong while it was brought back.
-        note: what it does right now, in one line.
+        is_stop_wanted, is_stop_asked: whether somebody here wants its end, and whether SageMaker was told.
     """
 
     record: JobRecord
@@ -42,8 +42,8 @@ class TrainingJob:
     status: str = "InProgress"
     secondary: str = "Starting"
     failure: str | None = None
+    is_stop_wanted: bool = False
     is_stop_asked: bool = False
-    _has_metrics: bool = field(default=False, repr=False)
 
     @property
     def note(self) -> str:
@@ -107,6 +107,8 @@ class TrainingJobs:
         try:
             self._look_at_states(jobs)
             for job in jobs:
+                if job.is_stop_wanted:
+                    self._ask_to_stop(job)
                 job.log.read()
                 if job.folder is not None:
                     self._mirror(job, job.folder)
@@ -147,7 +149,14 @@ class TrainingJobs:
             write_text(folder.path / METRICS, rows.decode("utf-8", "replace"))
 
     def stop(self, job: TrainingJob) -> None:
-        """Ask for a job's end: it gets SIGTERM, and two minutes to save. Raises CallError."""
+        """Ask for a job's end: it gets SIGTERM, and two minutes to save. Asked again until SageMaker has heard it."""
+        job.is_stop_wanted = True
+        try:
+            self._ask_to_stop(job)
+        except CallError as error:
+            print(f"warning: {error}; asking again", file=sys.stderr, flush=True)
+
+    def _ask_to_stop(self, job: TrainingJob) -> None:
         if job.is_stop_asked or job.is_over:
             return
         name = job.record.name

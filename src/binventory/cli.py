@@ -147,6 +147,27 @@ def upload(context: typer.Context) -> None:
 
 
 @sagemaker_app.command()
+def attach(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="Folder of a sweep whose jobs run on.")],
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the jobs.")] = 10.0,
+) -> None:
+    """Wait for training jobs that a sweep was detached from, and bring their run folders back. Ctrl-C lets them run."""
+    from binventory.errors import UserError
+    from binventory.launch.runner import EXIT_INTERRUPTED, EXIT_USER_ERROR, report_user_error
+    from binventory.sagemaker.attach import attach as attach_sweep
+
+    try:
+        exit_code = attach_sweep(sweep, poll)
+    except UserError as error:
+        report_user_error(error)
+        raise typer.Exit(EXIT_USER_ERROR) from error
+    except KeyboardInterrupt:
+        print(f"left to run on; binventory sagemaker attach {sweep} goes on waiting", flush=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    raise typer.Exit(exit_code)
+
+
+@sagemaker_app.command()
 def local(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of SageMaker's endpoint; 0: a free one.")] = 0,
     folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep every request here.")] = None,
@@ -156,7 +177,7 @@ def local(
     fault: Annotated[
         list[str] | None,
         typer.Option(
-            help="interrupt=NAME:after_s=20,sigterm=no, no_capacity=NAME, slow_start=NAME:30 or throttle=3; "
+            help="interrupt=NAME:after_s=20,sigterm=no, no_capacity=NAME, slow_start=NAME:30, throttle=3 or quota=2; "
             "NAME is a glob of job names. May be given several times.",
         ),
     ] = None,

@@ -1,6 +1,6 @@
 """How long `binventory compare`, its page included, takes on 200 finished runs of one test set of 2,000 photos.
 
-Makes the run folders, starts the command five times, and appends the median to compare.csv beside this file:
+Makes the run folders, starts the command five times, and appends the median to results/compare.csv:
 `python benchmarks/compare.py`. The aim: under 5 s.
 """
 
@@ -29,7 +29,7 @@ from binventory.tasks.predictions import prediction_row, write_csv
 
 NUM_RUNS, NUM_PHOTOS, NUM_STARTS = 200, 2000, 5
 COUNTS = [1, 2, 3, 4, 5]
-RESULTS = Path(__file__).with_suffix(".csv")
+RESULTS = Path(__file__).parent / "results" / "compare.csv"
 
 
 def make_run(folder: Path, number: int, config: dict[str, object]) -> None:

@@ -46,7 +46,8 @@ def train(folder: Path, source: Path, *overrides: str) -> Path:
         folder,
         "train",
         *(*TOLERANT, "data=abid", f"data.source={source}", "data.image_size=32", "data.batch_size=8", "model=tiny"),
-        *(f"trainer.max_epochs={NUM_EPOCHS}", "data.num_workers=0", "trainer.accelerator=cpu", *overrides),
+        *(f"trainer.max_epochs={NUM_EPOCHS}", "data.num_workers=0", "trainer.accelerator=cpu", "data.cache=false"),
+        *overrides,
     )
 
 

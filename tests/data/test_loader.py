@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from binventory.data.augment import random_flip, uniform
-from binventory.data.loader import PADDING, BatchLoader, BatchSampler, BinDataset, Bins
+from binventory.data.loader import PADDING, BatchLoader, BatchSampler, BinDataset, Bins, decoded_batches
 from binventory.data.preprocess import IMAGENET_MEAN, Normalize, Preprocessing
 from binventory.data.reading import stamp_of
 from binventory.errors import InputError
@@ -131,7 +131,8 @@ def loader(folder: Path, num_workers: int, *, on_bad: str = "skip", shuffle: boo
     paths = sorted(map(str, folder.glob("*.jpg")))
     stamps = [stamp_of(Path(path).stat()) for path in paths]
     dataset = BinDataset(Bins([Path(path).stem for path in paths], paths, [0] * len(paths), stamps), Preprocessing(16))
-    return BatchLoader(dataset, sampler(len(paths), shuffle=shuffle), num_workers=num_workers, on_bad=on_bad)
+    order = sampler(len(paths), shuffle=shuffle)
+    return BatchLoader(decoded_batches(dataset, order, num_workers), order, on_bad=on_bad)
 
 
 @pytest.fixture

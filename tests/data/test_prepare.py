@@ -291,7 +291,7 @@ def test_two_processes_may_prepare_at_once(tmp_path: Path, folder: Path) -> None
 
 
 def test_task_prints_what_became_of_the_bins(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, s3, paths = config(tmp_path, folder)
+    data, s3, paths = config(tmp_path, folder, cache=False)
     prepare.run(PrepareConfig(paths=paths, s3=s3, data=data, layout="imagefolder", output=None), tmp_path)
     bins = prepare_bins(data, s3, paths)
     lines = capsys.readouterr().out.splitlines()

@@ -105,7 +105,7 @@ def test_same_command_twice_gives_the_same_bits(trained: Path, run: Run) -> None
 
 
 def test_workers_change_nothing_and_the_seed_does(trained: Path, run: Run) -> None:
-    workers = run("train", *TINY, "data.num_workers=2")
+    workers = run("train", *TINY, "data.num_workers=2", "data.cache=false")
     assert digest(workers / "bundle" / "weights.safetensors") == digest(trained / "bundle" / "weights.safetensors")
     other = run("train", *TINY, "seed=1")
     assert digest(other / "bundle" / "weights.safetensors") != digest(trained / "bundle" / "weights.safetensors")
@@ -216,6 +216,7 @@ def test_two_ranks_train_in_one_run_folder(workplace: Path) -> None:
     assert figures["test"]["accuracy"] == pytest.approx(right / len(rows)), "figures are over all ranks"
     assert len(read_csv(folder / "metrics.csv")) == 2
     assert read_json(folder / "job.json")["config"]["hydra"]["job"]["name"] == "train"
+    assert [rank["rank"] for rank in read_json(folder / "bottlenecks.json")["ranks"]] == [0, 1]
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

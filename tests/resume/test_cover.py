@@ -57,7 +57,9 @@ def check(case: Case, lab: Lab) -> None:
     every = 2 if case.accumulate == 1 else 1
     # A signal saves by itself; what follows a crash hangs on the periodic checkpoints.
     extra = [] if case.way.startswith("SIG") and case.way != "SIGKILL" else [f"every_n_steps={every}"]
-    overrides = [*case.overrides, f"data.num_workers={case.workers}", *(f"callbacks.checkpoint.{one}" for one in extra)]
+    # Worker processes decode where the photos are not kept decoded.
+    loader = [f"data.num_workers={case.workers}", f"data.cache={str(not case.workers).lower()}"]
+    overrides = [*case.overrides, *loader, *(f"callbacks.checkpoint.{one}" for one in extra)]
     series = lab.series(*overrides, num_ranks=case.ranks)
     number = EVERY_CASE.index(case)
     for stop in range(case.times):

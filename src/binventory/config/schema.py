@@ -90,8 +90,16 @@ class DataConfig:
     interpolation: str = key("resampling filter", choices=("bilinear", "bicubic"))
     hflip: float = key("probability of a horizontal flip in training", ge=0, le=1)
     batch_size: int = key("global batch, divided over the devices", ge=1)
+    cache: bool = key("decode photos once and keep them under paths.cache_dir; false: decode them again every epoch")
+    residence: str = key(
+        "where decoded photos lie in training; auto: on a GPU where they fit in half its free memory, else on disk",
+        choices=("auto", "device", "memory", "disk"),
+    )
     num_workers: Optional[int] = key(
-        "loader processes; null: none on the CPU, on a GPU one per core, at most 8", ge=0, le=256
+        "with the cache, threads that fill it; null: one per core. Without, loader processes; null: none on the CPU, on"
+        " a GPU one per core, at most 8",
+        ge=0,
+        le=256,
     )
     on_bad: str = key("what a photo or metadata file that cannot be used does", choices=("skip", "fail"))
     max_bad_fraction: float = key("share of bad bins above which prepare and train end with an error", ge=0, le=1)
@@ -229,6 +237,20 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class ResourcesConfig:
+    """Bottleneck report: the machine is sampled while training runs."""
+
+    sample_every_s: Optional[float] = key("seconds between two samples; null: no bottleneck report", gt=0)
+
+
+@dataclass
+class TraceConfig:
+    """A torch.profiler trace of a few early steps, trace.json in the run folder."""
+
+    num_steps: Optional[int] = key("training steps that are recorded, after two that are not; null: no trace", ge=1)
+
+
+@dataclass
 class CallbacksConfig:
     """What runs beside the training loop."""
 
@@ -236,6 +258,8 @@ class CallbacksConfig:
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
 
 
 @dataclass

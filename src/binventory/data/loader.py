@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -31,6 +32,10 @@ class Bins(NamedTuple):
     paths: list[str]
     targets: list[int]  # positions in `counts`
     stamps: list[tuple[int, int]]  # `stamp_of` each photo when it was indexed
+
+
+# Pixels, target and position of a batch, and why places of it hold no bin.
+Fetched = tuple[tuple[Tensor, Tensor, Tensor], list[str]]
 
 
 class Batch(NamedTuple):
@@ -107,10 +112,15 @@ class BatchSampler(Sampler[list[int]]):
         return math.ceil(self._num_places() / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for places in self.batches():
+            yield places.tolist()
+
+    def batches(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Return what iterating gives, as arrays."""
         order = self._order()
         first, self.first_batch = self.first_batch, 0
         for start in range(first * self.batch_size, len(order), self.batch_size):
-            yield order[start : start + self.batch_size][self.rank :: self.world_size].tolist()
+            yield order[start : start + self.batch_size][self.rank :: self.world_size]
 
     def _num_places(self) -> int:
         """Return the bins of an epoch, over all ranks and with padding."""
@@ -133,26 +143,23 @@ class BatchSampler(Sampler[list[int]]):
 class BatchLoader:
     """A sized loader of `Batch`; Lightning calls `sampler.set_epoch` before each epoch.
 
-    Its state is the number of batches that were handed out; what workers have fetched ahead does not count.
+    Its state is the number of batches that were handed out; what was fetched ahead does not count.
+
+    Args:
+        fetched: gives the epoch's batches in the sampler's order each time it is iterated: `decoded_batches` or
+            `binventory.data.cache.batches.PackedBatches`.
+        sampler: the order; the one that `fetched` goes by.
+        on_bad: see `data.on_bad`.
     """
 
-    def __init__(self, dataset: BinDataset, sampler: BatchSampler, *, num_workers: int, on_bad: str) -> None:
+    def __init__(self, fetched: Iterable[Fetched], sampler: BatchSampler, *, on_bad: str) -> None:
         self.sampler = sampler
         self.batch_sampler = None  # Lightning asks for one when it looks whether evaluation shuffles
-        self.dataset = dataset
         self.on_bad = on_bad
         self.num_bad = 0
         self._first_batch = 0
         self._num_batches = 0
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_one_thread,
-        )
+        self._fetched = fetched
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -162,7 +169,7 @@ class BatchLoader:
         # the sampler its epoch later.
         self.sampler.first_batch = self._num_batches = self._first_batch
         self._first_batch = 0
-        for tensors, errors in self._loader:
+        for tensors, errors in self._fetched:
             batch = Batch(*tensors)
             self._num_batches += 1
             yield self._without_bad(batch, errors) if errors else batch
@@ -193,7 +200,20 @@ class BatchLoader:
         return Batch(batch.pixels[there], batch.target[there], batch.position[there])
 
 
-def _collate(samples: list[Sample]) -> tuple[tuple[Tensor, Tensor, Tensor], list[str]]:
+def decoded_batches(dataset: BinDataset, sampler: BatchSampler, num_workers: int) -> Iterable[Fetched]:
+    """Return batches whose photos are read and decoded each time, by worker processes where there are any."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _collate(samples: list[Sample]) -> Fetched:
     pixels = torch.stack([sample.pixels for sample in samples])
     target = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
     index = torch.tensor([sample.index for sample in samples], dtype=torch.int64)

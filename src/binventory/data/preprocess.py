@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor, nn
 
 from binventory.data.decode import decode_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PIXELS_VERSION = 1  # raise it when `Preprocessing.pixels` gives other values for some photo
 
 MAX_CROP_RATIO = 4  # of a photo's sides where resize=crop
 
@@ -48,6 +51,17 @@ class Preprocessing:
         """Read what `to_dict` gave."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
+    def pixel_facts(self) -> dict[str, Any]:
+        """Return plain values of all that `pixels` depends on besides the photo: where they are equal, its result is.
+
+        Mean and deviation are applied later, on the device; of them only letterbox's padding is in the pixels.
+        """
+        return {
+            **{"image_size": self.image_size, "resize": self.resize, "interpolation": self.interpolation},
+            "padding": self._padding() if self.resize == "letterbox" else None,
+            "decoder": [PIXELS_VERSION, PIL.__version__, features.version("libjpeg_turbo") or features.version("jpg")],
+        }
+
     def pixels(self, photo: bytes, name: str) -> Tensor:
         """Decode and resize one photo.
 
@@ -74,9 +88,12 @@ class Preprocessing:
         scale = side / choose(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)
         scaled = image.resize((width, height), resample)
-        canvas = Image.new("RGB", (side, side), tuple(round(255 * value) for value in self.mean))
+        canvas = Image.new("RGB", (side, side), tuple(self._padding()))
         canvas.paste(scaled, ((side - width) // 2, (side - height) // 2))
         return canvas
+
+    def _padding(self) -> list[int]:
+        return [round(255 * value) for value in self.mean]
 
 
 def _without_far_ends(image: Image.Image) -> Image.Image:

@@ -29,7 +29,17 @@ READERS = {
 SYNTHETIC = "binventory.data.sources.synthetic.SyntheticSource"
 DATA_FOLDER, FILES_FOLDER = "data", "files"
 # What decides neither which bins there are nor how they are split.
-NOT_OF_BINS = ("batch_size", "num_workers", "hflip", "image_size", "resize", "interpolation", "normalize")
+NOT_OF_BINS = (
+    "batch_size",
+    "num_workers",
+    "cache",
+    "residence",
+    "hflip",
+    "image_size",
+    "resize",
+    "interpolation",
+    "normalize",
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from binventory.callbacks.checkpoint_file import BEST, LAST, find_checkpoint, read_checkpoint
 from binventory.callbacks.progress import ProgressReport
 from binventory.config.schema import TrainConfig
+from binventory.data.cache.photos import open_photos
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Preprocessing
@@ -60,7 +61,12 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     preprocessing = make_preprocessing(config.data, prepared)
     module = make_module(config, backbone, preprocessing, is_resumed=checkpoint is not None)
     data = BinDataModule(
-        config.data, prepared, preprocessing, seed=config.seed, overfit_batches=config.trainer.overfit_batches
+        config.data,
+        prepared,
+        preprocessing,
+        seed=config.seed,
+        overfit_batches=config.trainer.overfit_batches,
+        photos=open_photos(config.data, config.paths, prepared, preprocessing) if config.data.cache else None,
     )
     progress = ProgressReport(config.callbacks.progress.every_n_steps)
     checkpoints = make_checkpoints(config, run_dir, prepared.fingerprint, checkpoint)

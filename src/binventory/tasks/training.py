@@ -16,6 +16,8 @@ from binventory.callbacks.checkpoints import Checkpoints
 from binventory.callbacks.ema import Ema
 from binventory.callbacks.metrics_csv import MetricsCsv
 from binventory.callbacks.progress import ProgressReport
+from binventory.callbacks.resources import BottleneckReport
+from binventory.callbacks.trace import Trace
 from binventory.callbacks.train_figures import TrainFigures
 from binventory.callbacks.wandb_summary import WandbSummary
 from binventory.config.capture import to_plain
@@ -40,6 +42,11 @@ def make_callbacks(
     metric, patience = config.objective_metric, asked.early_stopping.patience_epochs
     if metric is not None and patience is not None:
         callbacks.append(EarlyStopping(metric, asked.early_stopping.min_delta, patience, mode=direction(metric)))
+    if asked.trace.num_steps is not None:
+        callbacks.append(Trace(run_dir, asked.trace.num_steps))
+    if asked.resources.sample_every_s is not None:
+        seconds, is_compiled = asked.resources.sample_every_s, config.trainer.compile
+        callbacks.append(BottleneckReport(run_dir, seconds, config.data, is_compiled=is_compiled))
     return [*callbacks, checkpoints]
 
 

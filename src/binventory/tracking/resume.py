@@ -25,8 +25,9 @@ OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "resume_sweep", "logger", "pa
 # A run may go on under other values of these without being asked twice: no number it computes depends on them. Where
 # the photos lie is one of them because the checkpoint knows the data's fingerprint.
 HARMLESS = (
-    *OUTSIDE_FINGERPRINT, "check", "s3", "data.source", "data.num_workers", "callbacks.checkpoint",
-    "callbacks.progress", "trainer.log_every_n_steps", "trainer.profiler",
+    *OUTSIDE_FINGERPRINT, "check", "s3", "data.source", "data.num_workers", "data.cache", "data.residence",
+    "callbacks.checkpoint", "callbacks.progress", "callbacks.resources", "callbacks.trace", "trainer.log_every_n_steps",
+    "trainer.profiler",
 )  # fmt: skip
 
 

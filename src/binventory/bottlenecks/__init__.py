@@ -1,0 +1,1 @@
+"""What held a training back: samples of the machine and of the steps, nine rules that judge them, the report."""

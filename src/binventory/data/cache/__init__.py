@@ -1,0 +1,1 @@
+"""Photos decoded once: packed as uint8, memory-mapped, and gathered a whole batch at a time."""

@@ -1,0 +1,168 @@
+"""Building a pack: every photo is decoded once, by all cores, and what was decoded before a kill is kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from binventory.data.cache.pack import JOURNAL, LOCK, Pack
+from binventory.data.decode import PhotoError, read_photo
+from binventory.data.preprocess import Preprocessing
+from binventory.data.progress import track
+from binventory.errors import ConfigError
+from binventory.files import locked
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class PhotoFile(NamedTuple):
+    """Where the photo of a row lies, and its `stamp_of` when it was indexed."""
+
+    path: str
+    stamp: tuple[int, int]
+
+
+class Block(NamedTuple):
+    """A block that is on disk; `bad` says why rows of it are black, and a block with such rows counts as not built."""
+
+    number: int
+    checksum: str
+    bad: dict[int, str]
+
+
+def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing, num_workers: int) -> dict[int, str]:
+    """Make a pack whole, whatever there is of it; another process that builds it is waited for.
+
+    Args:
+        pack: where, and what of.
+        photos: one a row.
+        preprocessing: bytes to pixels.
+        num_workers: threads that decode. The decoder runs outside the interpreter's lock, so threads use all cores.
+
+    Returns:
+        Row -> why its photo could not be read. Then the pack is not finished: the next `build` tries again.
+
+    Raises:
+        ConfigError: the folder cannot be written to, or has no room.
+    """
+    with _writing(pack), locked(pack.folder / LOCK):
+        damage = pack.find_damage(every_block=True) if pack.is_finished() else "not finished"
+        if damage is None:
+            return {}
+        if pack.is_finished():
+            print(f"photo cache {pack.folder}: {damage}; made again", file=sys.stderr, flush=True)
+        with _opened(pack) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
+            blocks = _build_blocks(
+                _Builder(pack, photos, preprocessing, pack.known_blocks(), file, journal), num_workers
+            )
+            os.fsync(file)
+        bad = {row: reason for block in blocks for row, reason in block.bad.items()}
+        if not bad:
+            pack.write_meta([block.checksum for block in sorted(blocks)])
+            (pack.folder / JOURNAL).unlink()
+        return bad
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """What every thread needs to build any block."""
+
+    pack: Pack
+    photos: Sequence[PhotoFile]
+    preprocessing: Preprocessing
+    known: dict[int, str]
+    file: int
+    journal: FileIO
+
+    def build(self, number: int) -> Block:
+        """Put a block on disk, unless it is there and whole, and write down that it is."""
+        if number in self.known and self.pack.checksum(number) == self.known[number]:
+            return Block(number, self.known[number], {})
+        pixels, bad = self._decode(self.pack.blocks[number])
+        checksum = self.pack.write_block(self.file, number, pixels)
+        if not bad:
+            self.journal.write(f"{number} {checksum}\n".encode())  # one write: lines of two threads do not mix
+        return Block(number, checksum, bad)
+
+    def _decode(self, rows: range) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+        pixels = np.zeros((len(rows), self.pack.image_size, self.pack.image_size, 3), dtype=np.uint8)
+        bad = {}
+        for place, row in enumerate(rows):
+            path, stamp = self.photos[row]
+            try:
+                photo = self.preprocessing.pixels(read_photo(Path(path), stamp), path)
+            except PhotoError as error:
+                bad[row] = str(error)
+                continue
+            pixels[place] = photo.permute(1, 2, 0).numpy()
+        return pixels, bad
+
+
+def _build_blocks(builder: _Builder, num_workers: int) -> list[Block]:
+    """Build all blocks on threads and say how far it is."""
+    pack = builder.pack
+    blocks: list[Block] = []
+
+    def rows() -> Iterator[int]:
+        for future in as_completed([threads.submit(builder.build, number) for number in range(len(pack.blocks))]):
+            block = future.result()
+            blocks.append(block)
+            yield from pack.blocks[block.number]
+
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="pack") as threads:
+        try:
+            for _ in track(rows(), pack.num_photos, f"decoding photos to {pack.image_size} pixels, once"):
+                pass
+        finally:
+            threads.shutdown(cancel_futures=True)  # after an interrupt only the blocks under way are waited for
+    return blocks
+
+
+@contextmanager
+def _opened(pack: Pack) -> Iterator[int]:
+    """Open the file of the pixels at its full size; what it held stays, for readers that have it mapped too."""
+    was_there = pack.path.exists()
+    descriptor = os.open(pack.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            # now, and not in the middle: a full disk is known before anything is decoded
+            os.posix_fallocate(descriptor, 0, pack.size_bytes)
+        except OSError:
+            if not was_there:
+                pack.path.unlink()
+            raise
+        os.ftruncate(descriptor, pack.size_bytes)  # what stood behind the last row
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(pack: Pack) -> Iterator[None]:
+    """Make the folder; what the file system refuses is the user's to mend."""
+    try:
+        pack.folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        if error.errno in NO_ROOM:
+            size = f"{pack.size_bytes / 1e9:.1f} GB" if pack.size_bytes >= 1e8 else f"{pack.size_bytes / 1e6:.1f} MB"
+            raise ConfigError(
+                f"paths.cache_dir: {pack.folder} has no room for {size} of decoded photos ({reason}); make some,"
+                " name another folder, or set data.cache=false"
+            ) from error
+        raise ConfigError(
+            f"paths.cache_dir: {pack.folder} cannot be written to ({reason}); name another folder, or set"
+            " data.cache=false"
+        ) from error

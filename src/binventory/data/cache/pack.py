@@ -1,0 +1,175 @@
+"""What a pack is: the photos of an index at one size, row after row in one file, and what makes it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from binventory.files import write_json
+
+FORMAT = 1  # raise it when the files of a pack change their meaning
+PHOTOS, META, JOURNAL, LOCK = "photos.u8", "meta.json", "blocks.txt", "lock"
+
+MAX_BLOCK_ROWS, MAX_BLOCK_BYTES = 64, 16 * 2**20
+NUM_CHECKED_BLOCKS = 4  # when a pack is opened whose file nobody wrote to since
+
+_JOURNAL_LINE = re.compile(r"(\d+) ([0-9a-f]{64})\n")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A folder that holds, or will hold, decoded photos.
+
+    `photos.u8` is (num_photos, image_size, image_size, 3) uint8 in C order, RGB, without a header. `meta.json` is
+    written last: a folder without it is not finished, and `blocks.txt` says which blocks of rows are.
+
+    Attributes:
+        folder: `<paths.cache_dir>/photos/<key>`.
+        facts: plain values that the pixels depend on, `Preprocessing.pixel_facts` and a hash over all photos.
+        num_photos: rows.
+        image_size: side of the square photos, in pixels.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    num_photos: int
+    image_size: int
+
+    @classmethod
+    def of(cls, cache_dir: Path, pixel_facts: dict[str, Any], photo_hashes: Iterable[str], num_photos: int) -> Pack:
+        """Return the pack of some photos, at the place that its content decides.
+
+        Args:
+            cache_dir: `paths.cache_dir`.
+            pixel_facts: `Preprocessing.pixel_facts`.
+            photo_hashes: SHA-256 of each photo's file in hexadecimal, in the order of the rows.
+            num_photos: how many.
+        """
+        digest = hashlib.sha256()
+        for photo_hash in photo_hashes:
+            digest.update(photo_hash.encode())
+        facts = {"format": FORMAT, **pixel_facts, "photos": digest.hexdigest()}
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(cache_dir / "photos" / key, facts, num_photos, pixel_facts["image_size"])
+
+    @property
+    def path(self) -> Path:
+        """The file of the pixels."""
+        return self.folder / PHOTOS
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one photo."""
+        return 3 * self.image_size**2
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all photos."""
+        return self.num_photos * self.row_bytes
+
+    @cached_property
+    def blocks(self) -> list[range]:
+        """The rows of each block: what is decoded, written and checked as one."""
+        step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // self.row_bytes))
+        return [range(first, min(first + step, self.num_photos)) for first in range(0, self.num_photos, step)]
+
+    def is_finished(self) -> bool:
+        """Return whether it was built to its end; it may have been damaged since."""
+        return (self.folder / META).exists()
+
+    def find_damage(self, *, every_block: bool = False) -> str | None:
+        """Return what is wrong with a finished pack, in words; None: nothing that was looked at.
+
+        Size and time of the last change are compared with what was written down, and a few blocks with their
+        checksums. Where the time differs, all blocks are, as with `every_block`.
+        """
+        meta = self._read_meta()
+        if meta is None:
+            return f"{META} is not as it was written"
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            return f"{PHOTOS}: {error.strerror}"
+        if status.st_size != self.size_bytes:
+            return f"{PHOTOS} has {status.st_size:,} bytes instead of {self.size_bytes:,}"
+        checksums: list[str] = meta["blocks"]
+        looked_at = list(range(len(checksums)))
+        is_untouched = status.st_mtime_ns == meta["mtime_ns"]
+        if is_untouched and not every_block and len(looked_at) > NUM_CHECKED_BLOCKS:
+            # a generator of its own: the global one is seeded for the run
+            looked_at = random.SystemRandom().sample(looked_at, NUM_CHECKED_BLOCKS)
+        for number in looked_at:
+            if self.checksum(number) != checksums[number]:
+                return f"block {number + 1} of {len(checksums)} has another checksum"
+        if not is_untouched:
+            with suppress(OSError):  # a folder that is only read
+                self.write_meta(checksums)  # all is as it was: a copy, or a backup brought back
+        return None
+
+    def checksum(self, number: int) -> str:
+        """Return the SHA-256 of a block as it lies on disk."""
+        rows = self.blocks[number]
+        with self.path.open("rb") as file:
+            file.seek(rows.start * self.row_bytes)
+            return hashlib.sha256(file.read(len(rows) * self.row_bytes)).hexdigest()
+
+    def write_block(self, descriptor: int, number: int, pixels: npt.NDArray[np.uint8]) -> str:
+        """Write a block of pixels, (rows, image_size, image_size, 3) in C order, and return its SHA-256."""
+        data = memoryview(pixels.data).cast("B")
+        position = self.blocks[number].start * self.row_bytes
+        written = 0
+        while written < len(data):
+            written += os.pwrite(descriptor, data[written:], position + written)
+        return hashlib.sha256(data).hexdigest()
+
+    def write_meta(self, checksums: list[str]) -> None:
+        """Declare the pack finished; everything else is on disk by then."""
+        content = {
+            **{"facts": self.facts, "num_photos": self.num_photos, "size_bytes": self.size_bytes},
+            **{"mtime_ns": self.path.stat().st_mtime_ns, "blocks": checksums},
+        }
+        write_json(self.folder / META, {**content, "sha256": _digest(content)})
+
+    def known_blocks(self) -> dict[int, str]:
+        """Return the checksum of each block that was written earlier, of a finished pack or of one under way."""
+        meta = self._read_meta()
+        if meta is not None:
+            return dict(enumerate(meta["blocks"]))
+        try:
+            text = (self.folder / JOURNAL).read_text()
+        except (OSError, UnicodeDecodeError):
+            return {}
+        lines = {int(number): checksum for number, checksum in _JOURNAL_LINE.findall(text)}
+        return {number: checksum for number, checksum in lines.items() if number < len(self.blocks)}
+
+    def _read_meta(self) -> dict[str, Any] | None:
+        meta = read_meta(self.folder)
+        if meta is None or meta["facts"] != self.facts or len(meta["blocks"]) != len(self.blocks):
+            return None
+        return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """Return what a finished pack says of itself; None where there is nothing or not what was written."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_bytes())
+        checksum = meta.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return meta if checksum == _digest(meta) else None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""The decoded photos of an index, ready to be gathered."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from binventory.config.schema import DataConfig, PathsConfig
+from binventory.data.cache.build import PhotoFile, build
+from binventory.data.cache.pack import META, Pack
+from binventory.data.prepare import PreparedBins
+from binventory.data.preprocess import Preprocessing
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PackedPhotos:
+    """Decoded photos and where those of each split lie among them.
+
+    Attributes:
+        folder: the pack's.
+        pixels: (num_photos, image_size, image_size, 3) uint8, RGB, mapped from the file, read-only.
+        rows: split -> (num_bins,) int64, the row of each of its bins in the index's order. Bins whose photo files are
+            equal share a row.
+        bad: row -> why its photo could not be read after it was indexed; it is black.
+    """
+
+    folder: Path
+    pixels: npt.NDArray[np.uint8]
+    rows: dict[str, Rows]
+    bad: dict[int, str]
+
+
+def open_photos(
+    data: DataConfig, paths: PathsConfig, prepared: PreparedBins, preprocessing: Preprocessing
+) -> PackedPhotos:
+    """Return the photos of all splits, decoded now unless they were before.
+
+    They lie in `<paths.cache_dir>/photos/<key>`, and the key is a hash of what the pixels depend on: the content of the
+    photos, size, resize mode, interpolation and the decoder's version. So another split of the same photos reads the
+    same file, and a photo that changed is never taken for the one that was packed. Several processes may call this at
+    once.
+
+    Raises:
+        ConfigError: the folder cannot be written to, or has no room.
+    """
+    table, rows = _distinct(prepared.index)
+    hashes = (scalar.as_py() for scalar in table["sha256"])
+    pack = Pack.of(Path(paths.cache_dir), preprocessing.pixel_facts(), hashes, len(table))
+    bad: dict[int, str] = {}
+    if not pack.is_finished() or pack.find_damage() is not None:
+        num_workers = len(os.sched_getaffinity(0)) if data.num_workers is None else max(1, data.num_workers)
+        bad = build(pack, _files(table), preprocessing, num_workers)
+    with suppress(OSError):  # for `binventory cache prune`; a folder that is only read has no use for it
+        os.utime(pack.folder / META)
+    shape = (pack.num_photos, pack.image_size, pack.image_size, 3)
+    pixels = np.asarray(np.memmap(pack.path, np.uint8, "r", shape=shape))
+    return PackedPhotos(pack.folder, pixels, rows, bad)
+
+
+def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:
+    """Return one index row for each distinct photo of any split, and each split's bins as places among them."""
+    used = index.filter(pc.is_valid(index["split"])).select(["split", "sha256", "path", "bytes", "mtime_ns"])
+    encoded = used["sha256"].combine_chunks().dictionary_encode()  # numbers the hashes as they come
+    row = encoded.indices.to_numpy().astype(np.int64)
+    _, first = np.unique(row, return_index=True)
+    rows = {
+        split: row[pc.equal(used["split"], split).to_numpy(zero_copy_only=False)]
+        for split in pc.unique(used["split"]).to_pylist()
+    }
+    return used.take(pa.array(first)), rows
+
+
+def _files(table: pa.Table) -> list[PhotoFile]:
+    columns = (table[name].to_pylist() for name in ("path", "bytes", "mtime_ns"))
+    return [PhotoFile(path, (size, mtime_ns)) for path, size, mtime_ns in zip(*columns, strict=True)]

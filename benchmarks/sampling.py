@@ -1,7 +1,7 @@
 """What the bottleneck report costs a training: the aim is 1 % of a step of the default experiment at most.
 
 Three measurements, each with and without the report in turn, medians of five pairs; appended to results/sampling.csv
-this file by `python benchmarks/sampling.py`:
+by `python benchmarks/sampling.py`:
 
 - the default experiment (`model=tiny`, drawn bins, one epoch): CPU seconds of the whole command, its thread's too;
 - a loop whose steps do next to nothing: what the callback and Lightning's calls of it add to a step;

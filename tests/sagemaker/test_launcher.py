@@ -40,6 +40,11 @@ def launch_here(folder: Path, *overrides: str) -> Outcome:
     return sweep_here(folder, "-m", "hydra.launcher.threads_per_job=1", *overrides)
 
 
+def jobs_of(outcome: Outcome, plane: LocalSageMaker) -> list[Any]:
+    sweep = (outcome.folder / "sagemaker-name.txt").read_text().strip()
+    return [job for job in plane.jobs.values() if job.name.startswith(sweep.replace("_", "--"))]
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -63,7 +68,7 @@ def test_a_grid_with_a_failing_job_among_good_ones(
     assert there.exit_code == 1
     assert there.states == ["done", "failed", "done", "failed"]
     assert [row["state"] for row in there.rows] == there.states
-    jobs = [job for job in plane.jobs.values() if there.folder.name.replace("_", "--") in job.name]
+    jobs = jobs_of(there, plane)
     assert len(jobs) == 4
     assert max(_at_once(jobs)) == 2
 
@@ -263,7 +268,7 @@ def test_exp1_on_a_slice_that_is_uploaded(workplace: Path, plane: LocalSageMaker
     assert there.jobs[1]["value"] == there.metrics(1)["val"]["accuracy"]
     uris = [
         channel["DataSource"]["S3DataSource"]["S3Uri"]
-        for job in plane.jobs.values() if there.folder.name.replace("_", "--") in job.name
+        for job in jobs_of(there, plane)
         for channel in job.request["InputDataConfig"] if channel["ChannelName"] != "job"
     ]  # fmt: skip
     assert len(uris) == 4

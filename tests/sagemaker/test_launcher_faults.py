@@ -139,6 +139,29 @@ def test_a_sweep_of_another_region(plane: LocalSageMaker, tmp_path: Path) -> Non
     assert "set hydra.launcher.region=eu-west-1" in again.jobs[0]["error"]
 
 
+def test_a_sweep_of_another_account(plane: LocalSageMaker, tmp_path: Path) -> None:
+    """There its training job is unknown, and would be sent a second time."""
+    first = sweep_here(tmp_path, *SAGEMAKER)
+    path = first.folder / "0/sagemaker.json"
+    path.write_text(json.dumps(read(path) | {"account": "210987654321"}))
+    again = sweep_here(tmp_path, f"resume_sweep={first.folder}")
+    assert "is of account 210987654321, not 123456789012; log in there" in again.jobs[0]["error"]
+    assert len(plane.jobs) == 1
+
+
+def test_two_sweeps_whose_folders_have_one_name(plane: LocalSageMaker, tmp_path: Path) -> None:
+    """And a sweep whose folder is moved stays itself."""
+    first = sweep_here(tmp_path, *SAGEMAKER, "hydra.sweep.dir=outputs/sweeps/mine")
+    moved = first.folder.rename(tmp_path / "outputs/sweeps/moved")
+    sweep_here(tmp_path, *SAGEMAKER, "hydra.sweep.dir=outputs/sweeps/mine")
+    sweep_here(tmp_path, f"resume_sweep={moved}")
+    names = list(plane.jobs)
+    assert len(set(names)) == 3
+    assert names[2] == f"{names[0]}r1"
+    checkpoints = [job.request["CheckpointConfig"]["S3Uri"] for job in plane.jobs.values()]
+    assert checkpoints[0] == checkpoints[2] != checkpoints[1]
+
+
 def attach(folder: Path) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["sagemaker", "attach", str(folder), "--poll", "0.1"])
     return done.exit_code, done.output

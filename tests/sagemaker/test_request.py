@@ -20,7 +20,7 @@ PLACES = JobPlaces(
     checkpoints="s3://mine/sweep/0/checkpoints", data="s3://bins/3fe3",
 )  # fmt: skip
 FULL = replace(
-    PLAIN, instance_type="ml.p4d.24xlarge", instance_count=2, volume_size_gb=200, max_runtime_s=3600, use_spot=True,
+    PLAIN, instance_type="ml.p3.16xlarge", instance_count=2, volume_size_gb=200, max_runtime_s=3600, use_spot=True,
     max_wait_s=7200, input_mode="FastFile", subnets=("subnet-1",), security_group_ids=("sg-1",),
     kms_key_id="alias/bins", environment={"WANDB_PROJECT": "bins"}, secrets={"WANDB_API_KEY": "ssm:/bins/wandb"},
     tags={"sweep": "2026-11-23_01-00-00-abcd", "job": "0"},
@@ -67,7 +67,7 @@ def test_what_else_can_be_asked_for_in_full() -> None:
         ],
         "OutputDataConfig": {"S3OutputPath": "s3://mine/sweep/0/output", "KmsKeyId": "alias/bins"},
         "ResourceConfig": {
-            "InstanceType": "ml.p4d.24xlarge", "InstanceCount": 2, "VolumeSizeInGB": 200, "VolumeKmsKeyId": "alias/bins",
+            "InstanceType": "ml.p3.16xlarge", "InstanceCount": 2, "VolumeSizeInGB": 200, "VolumeKmsKeyId": "alias/bins",
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200},
         "EnableManagedSpotTraining": True,
@@ -99,12 +99,23 @@ def test_the_service_takes_it(settings: JobSettings) -> None:
         ({"max_wait_s": 100_000}, "only spot jobs wait"),
         ({"subnets": ("subnet-1",)}, "a VPC needs both"),
         ({"secrets": {"WANDB_API_KEY": "0123456789abcdef"}}, "secrets.WANDB_API_KEY holds no reference"),
+        ({"secrets": {"A": "ssm:" + "a" * 300, "B": "ssm:" + "b" * 300}}, "references have 6[0-9]{2} characters; SageMaker takes 512"),
+        ({"environment": {"A": "a" * 513}}, "environment.A: has 513 characters; SageMaker takes 512"),
     ],
 )  # fmt: skip
 def test_what_aws_would_refuse_late_is_refused_at_once(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
         replace(PLAIN, **changed).check()  # type: ignore[arg-type]
     assert "0123456789abcdef" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "instance", ["ml.g4dn.xlarge", "ml.g5.2xlarge", "ml.p4d.24xlarge", "ml.m5d.large", "ml.r6gd.large"]
+)
+def test_a_disk_of_the_instance_s_own_takes_no_key(instance: str) -> None:
+    """AWS refuses one; it encrypts those disks itself."""
+    resources = training_job_request("sweep-0", replace(FULL, instance_type=instance), PLACES)["ResourceConfig"]
+    assert "VolumeKmsKeyId" not in resources
 
 
 def test_a_price_bounds_the_cost() -> None:

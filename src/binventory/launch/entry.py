@@ -91,6 +91,8 @@ def _check_launcher(config: DictConfig, *, is_multirun: bool) -> None:
     choice = config.hydra.runtime.choices["hydra/launcher"]
     if not is_multirun:
         raise ConfigError(f"hydra/launcher={choice}: a launcher starts the jobs of -m; add -m")
+    if config.get("resume") is not None:
+        raise ConfigError(f"resume={config.resume}: hydra/launcher={choice} goes on with sweeps; give resume_sweep=DIR")
     from binventory.sagemaker.settings import LaunchSettings
 
     try:

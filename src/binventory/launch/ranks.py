@@ -53,7 +53,7 @@ def returned_value(run_dir: Path, config: Mapping[str, Any]) -> float | None:
     if metric is None or not path.exists():  # a pruned run has no final figures
         return None
     split, _, name = metric.partition("/")
-    value: float | None = json.loads(path.read_text())[split][name]
+    value: float | None = (json.loads(path.read_text()).get(split) or {}).get(name)
     return value
 
 

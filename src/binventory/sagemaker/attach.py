@@ -14,7 +14,7 @@ from binventory.reports.sweep_table import SweepDisplay
 from binventory.sagemaker.aws import Aws
 from binventory.sagemaker.jobs import TrainingJob, TrainingJobs
 from binventory.sagemaker.names import name_prefix
-from binventory.sagemaker.record import read_record
+from binventory.sagemaker.record import read_record, sweep_name
 from binventory.tracking.run_folder import RunFolder
 from binventory.tracking.sweep_record import SweepJob, SweepRecord, now, read_sweep
 
@@ -65,8 +65,11 @@ def _collect(record: SweepRecord, display: SweepDisplay, poll_s: float) -> None:
     of_sagemaker = {job: its for job, its in found.items() if its is not None}
     if not of_sagemaker:
         raise InputError(f"{record.folder}: no job of this sweep was on SageMaker; there is nothing to collect")
-    aws = Aws(next(iter(of_sagemaker.values())).region)
-    jobs = TrainingJobs(aws, name_prefix(record.folder.name))
+    first = next(iter(of_sagemaker.values()))
+    aws = Aws(first.region)
+    if first.account != aws.account:
+        raise InputError(f"{record.folder}: its jobs are of account {first.account}, not {aws.account}; log in there")
+    jobs = TrainingJobs(aws, name_prefix(sweep_name(record.folder)))
     waited = []
     for job, its in of_sagemaker.items():
         if its.is_collected or jobs.state_of(its.name) is None:
@@ -80,7 +83,7 @@ def _collect(record: SweepRecord, display: SweepDisplay, poll_s: float) -> None:
             jobs.look([each.training_job for each in waited])
             for each in list(waited):
                 each.job.handle.note = each.training_job.note
-                if each.training_job.is_over:
+                if each.training_job.is_over and jobs.end(each.training_job):
                     waited.remove(each)
                     _end(each, jobs, record, display)
             display.refresh()
@@ -95,7 +98,6 @@ def _collect(record: SweepRecord, display: SweepDisplay, poll_s: float) -> None:
 def _end(each: _Open, jobs: TrainingJobs, record: SweepRecord, display: SweepDisplay) -> None:
     job, training_job = each.job, each.training_job
     assert training_job.folder is not None
-    jobs.end(training_job)
     job.exit_code, job.handle = jobs.exit_code(training_job), None
     training_job.folder.close()
     judge(job, training_job.failure, record.objective, is_stopping=False)

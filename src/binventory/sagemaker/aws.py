@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeVar
 
 from binventory.config.capture import one_line
@@ -81,6 +82,12 @@ class Aws:
         from sagemaker.core.utils.utils import SageMakerClient
 
         return SageMakerClient(session=self.session, region_name=self.region)
+
+    @cached_property
+    def account(self) -> str:
+        """The account that the credentials belong to. Raises CallError."""
+        sts = self.session.client("sts")
+        return str(self.call("GetCallerIdentity", sts.get_caller_identity)["Account"])
 
     def training_job(self, name: str) -> Any:
         """Return sagemaker-core's TrainingJob. Raises CallError."""

@@ -63,7 +63,12 @@ class S3Folder:
             return False
 
         def send(client: Any, **where: str) -> bool:
-            client.upload_file(str(path), where["Bucket"], where["Key"], ExtraArgs=self._encryption())
+            from boto3.exceptions import S3UploadFailedError
+
+            try:
+                client.upload_file(str(path), where["Bucket"], where["Key"], ExtraArgs=self._encryption())
+            except S3UploadFailedError as error:
+                raise error.__context__ or error from None  # botocore's own, which says whether to try again
             return True
 
         self._answer(key, send)

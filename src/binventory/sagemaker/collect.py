@@ -121,6 +121,7 @@ def _adopt(came: Path, run_dir: Path, record: JobRecord) -> None:
     """Move what came back into the run folder; what says where it ran says both places."""
     config = json.loads((run_dir / "job.json").read_bytes())["config"]
     own = {name: value for name, value in config.items() if name != "hydra"}
+    _check_kinds(came, record)
     _map_photos(came, own, Path(config["hydra"]["runtime"]["cwd"]))
     for path in sorted(came.rglob("*")):
         name = path.relative_to(came)
@@ -134,6 +135,17 @@ def _adopt(came: Path, run_dir: Path, record: JobRecord) -> None:
         facts | {"git": record.git, "sagemaker": {"training_jobs": record.names, "region": record.region}
                  | record.request | record.ended},
     )  # fmt: skip
+
+
+def _check_kinds(came: Path, record: JobRecord) -> None:
+    """Refuse files that whoever reads run folders would stumble over."""
+    status, metrics = (_read_json(came / name) for name in ("status.json", "metrics.json"))
+    error = status.get("error")
+    is_status = error is None or (isinstance(error, dict) and {"type", "message"} <= error.keys())
+    is_metrics = all(isinstance(metrics.get(split) or {}, dict) for split in ("val", "test"))
+    for name, is_right in (("status.json", is_status), ("metrics.json", is_metrics)):
+        if not is_right or ((came / name).exists() and not _read_json(came / name)):
+            raise InputError(f"{record.output}/{record.name}: {name} is not that of a run; nothing of it is taken")
 
 
 def _map_photos(came: Path, own: dict[str, Any], working_dir: Path) -> None:
@@ -170,7 +182,7 @@ def _places(there: dict[Any, Any], own: dict[str, Any], working_dir: Path) -> di
 def _settle(folder: RunFolder, record: JobRecord, tail: Sequence[str]) -> None:
     """Let status.json say how the run ended, where the job could not do it itself."""
     status, state = record.ended["status"], folder.read_state()
-    if (folder.path / PRUNE_REQUEST).exists() and state != "done":
+    if (folder.path / PRUNE_REQUEST).exists() and state != "done" and status != "Failed":
         (folder.path / PRUNE_REQUEST).unlink()
         folder.write_status("pruned", exit_code=0)
     elif state in ("done", "pruned", "failed") or (state == "preempted" and status == "Stopped"):

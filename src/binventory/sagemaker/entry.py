@@ -139,8 +139,8 @@ def hand_over(run_dir: Path, container: Container) -> None:
 
 
 def _run(spec: JobSpec, container: Container) -> int:
-    state = RunFolder(Path(spec.run_dir)).read_state()
-    if container.is_first and state in FINAL_STATES:  # interrupted while its output was uploaded
+    state = RunFolder((container.checkpoint_dir or container.output_dir) / RUN).read_state()
+    if state in FINAL_STATES:  # interrupted while its output was uploaded; every instance has what came back
         return 0
     trainer = spec.config.get("trainer", {})
     devices, num_nodes = trainer.get("devices", 1), len(container.hosts)

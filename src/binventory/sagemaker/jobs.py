@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from binventory.config.capture import one_line
 from binventory.data.sources.s3 import StoppedError, split_uri
-from binventory.errors import InputError, UserError
+from binventory.errors import UserError
 from binventory.files import write_text
 from binventory.launch.runner import EXIT_FAILED
 from binventory.sagemaker.aws import Aws, CallError
@@ -18,6 +22,11 @@ from binventory.sagemaker.job_log import JobLog
 from binventory.sagemaker.record import JobRecord
 from binventory.tracking.run_folder import PRUNE_REQUEST, RunFolder
 
+# After these nobody knows whether AWS did it; "": no answer came.
+UNCERTAIN = ("", "InternalFailure", "InternalServerError", "ServiceUnavailable", "ServiceUnavailableException")
+# What a look may come to that says nothing against the job.
+PASSING = (UserError, StoppedError, OSError, ValueError)
+MISSING_S, MAX_TRIES = 300.0, 5
 ENDED = ("Completed", "Failed", "Stopped")
 MAX_CSV_BYTES = 64 << 20
 METRICS = "metrics.csv"  # of the epochs so far: the live table and the pruners go by it
@@ -33,6 +42,7 @@ class TrainingJob:
         log: follows its log.
         status, secondary: as SageMaker says them.
         failure: what went wrong while it was brought back.
+        missing_since: when a listing first lacked it. num_tries: to bring it back.
         is_stop_wanted, is_stop_asked: whether somebody here wants its end, and whether SageMaker was told.
     """
 
@@ -44,6 +54,8 @@ class TrainingJob:
     failure: str | None = None
     is_stop_wanted: bool = False
     is_stop_asked: bool = False
+    missing_since: float | None = None
+    num_tries: int = 0
 
     @property
     def note(self) -> str:
@@ -75,17 +87,22 @@ class TrainingJobs:
         Raises:
             CallError: refused.
         """
-        name = request["TrainingJobName"]
         try:
             self._aws.call("CreateTrainingJob", lambda: self._aws.sagemaker.create_training_job(**request))
         except CallError as error:
-            if error.code != "ResourceInUse":
+            if error.code not in ("ResourceInUse", *UNCERTAIN) or not self._is_created(request):
                 raise
+
+    def _is_created(self, request: dict[str, Any]) -> bool:
+        """Whether a job that creating gave no clear answer of is there."""
+        name = request["TrainingJobName"]
+        try:
             found = self._aws.call(
                 "DescribeTrainingJob", lambda: self._aws.sagemaker.describe_training_job(TrainingJobName=name)
             )
-            if found["OutputDataConfig"]["S3OutputPath"] != request["OutputDataConfig"]["S3OutputPath"]:
-                raise
+        except CallError as error:
+            return error.code in UNCERTAIN  # better waited for in vain than running on unseen
+        return all(found.get(key) == request[key] for key in ("HyperParameters", "OutputDataConfig"))
 
     def watch(self, record: JobRecord, folder: RunFolder | None) -> TrainingJob:
         """Begin to follow a training job that is there."""
@@ -104,19 +121,28 @@ class TrainingJobs:
 
     def look(self, jobs: list[TrainingJob]) -> None:
         """Bring jobs up to date: state, log, epochs so far. What cannot be reached is tried next time."""
+        failed = [error for error in (self._try(lambda: self._look_at_states(jobs)), *map(self._follow, jobs)) if error]
+        if failed and not self._is_failing:  # said once, not every ten seconds
+            print(f"warning: {failed[0]}; looking again", file=sys.stderr, flush=True)
+        self._is_failing = bool(failed)
+
+    def _follow(self, job: TrainingJob) -> Exception | None:
+        """Bring one job's log and epochs up to date, and see that it hears that it shall stop."""
+        folder = job.folder
+        steps: list[Callable[[], None]] = [job.log.read]
+        if job.is_stop_wanted:
+            steps.insert(0, lambda: self._ask_to_stop(job))
+        if folder is not None:
+            steps.append(lambda: self._mirror(job, folder))
+        errors = [error for step in steps if (error := self._try(step)) is not None]
+        return errors[0] if errors else None
+
+    def _try(self, step: Callable[[], None]) -> Exception | None:
         try:
-            self._look_at_states(jobs)
-            for job in jobs:
-                if job.is_stop_wanted:
-                    self._ask_to_stop(job)
-                job.log.read()
-                if job.folder is not None:
-                    self._mirror(job, job.folder)
-            self._is_failing = False
-        except (UserError, StoppedError) as error:
-            if not self._is_failing:  # said once, not every ten seconds
-                print(f"warning: {error}; looking again", file=sys.stderr, flush=True)
-            self._is_failing = True
+            step()
+        except PASSING as error:
+            return error
+        return None
 
     def _look_at_states(self, jobs: list[TrainingJob]) -> None:
         by_name = {job.record.name: job for job in jobs}
@@ -132,8 +158,16 @@ class TrainingJobs:
                     job.status = summary["TrainingJobStatus"]
                     job.secondary = summary.get("SecondaryStatus", job.status)
             if "NextToken" not in page:
-                return
+                break
             options["NextToken"] = page["NextToken"]
+        for job in by_name.values():
+            self._look_for(job)
+
+    def _look_for(self, job: TrainingJob) -> None:
+        """A job that no listing has, long after it was created, is not there."""
+        job.missing_since = job.missing_since or time.monotonic()
+        if time.monotonic() - job.missing_since > MISSING_S and self.state_of(job.record.name) is None:
+            job.status = job.secondary = "Failed"
 
     def _mirror(self, job: TrainingJob, folder: RunFolder) -> None:
         if job.is_over:
@@ -167,15 +201,30 @@ class TrainingJobs:
                 raise
         job.is_stop_asked = True
 
-    def end(self, job: TrainingJob) -> None:
-        """Bring back what an ended job left; why that cannot be is in `job.failure`."""
+    def end(self, job: TrainingJob) -> bool:
+        """Bring back what an ended job left; why that cannot be is in `job.failure`.
+
+        Returns:
+            False where AWS did not answer: to be tried again.
+        """
+        log_error = self._try(job.log.read)  # may be missing; the result is not for that
+        if log_error is not None:
+            print(f"warning: {log_error}; the log of {job.record.name} ends early", file=sys.stderr, flush=True)
         try:
-            job.log.read()
             job.record.ended = self._ending(job.record.name)
             if job.folder is not None:
                 collect(self._aws, job.record, job.folder, job.log.tail)
-        except InputError as error:
+        except CallError as error:
+            job.num_tries += 1
             job.failure = str(error)
+            return job.num_tries >= MAX_TRIES
+        except (*PASSING, KeyError, TypeError, csv.Error) as error:  # whatever an archive of a stranger may hold
+            job.failure = f"{job.record.output}/{job.record.name}: {one_line(str(error) or type(error).__name__)}"
+            if isinstance(error, UserError):
+                job.failure = str(error)
+        else:
+            job.failure = None
+        return True
 
     def _ending(self, name: str) -> dict[str, Any]:
         described = self._aws.training_job(name)

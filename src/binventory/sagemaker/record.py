@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from binventory.errors import InputError
-from binventory.files import write_json
+from binventory.files import write_json, write_text
 
 RECORD = "sagemaker.json"
+NAME_FILE = "sagemaker-name.txt"  # in the sweep's folder, which may be moved and renamed
 VERSION = 1
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -21,7 +23,7 @@ class JobRecord:
     """One run's training jobs.
 
     Attributes:
-        region: AWS region.
+        region, account: where the training jobs are.
         names: of the training jobs, one an attempt, the oldest first.
         output, checkpoints: S3 prefixes.
         request: what instance and image the last attempt asked for.
@@ -31,6 +33,7 @@ class JobRecord:
     """
 
     region: str
+    account: str
     names: list[str]
     output: str
     checkpoints: str
@@ -63,8 +66,8 @@ def read_record(run_dir: Path) -> JobRecord | None:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     kinds = {
-        "region": str, "names": list, "output": str, "checkpoints": str, "request": dict, "is_collected": bool,
-        "ended": dict,
+        "region": str, "account": str, "names": list, "output": str, "checkpoints": str, "request": dict,
+        "is_collected": bool, "ended": dict,
     }  # fmt: skip
     if not isinstance(values, dict) or values.pop("version", None) != VERSION:
         raise InputError(f"{path}: not a record of version {VERSION}; submit the job again")
@@ -74,3 +77,20 @@ def read_record(run_dir: Path) -> JobRecord | None:
     if wrong or not names or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
         raise InputError(f"{path}: not a record of training jobs (see {(wrong or ['names'])[0]!r})")
     return JobRecord(**values)
+
+
+def sweep_name(folder: Path) -> str:
+    """Return what a sweep is called on SageMaker and S3: its folder's name, made unique, once and for all.
+
+    Another sweep whose folder has the same name would be taken for this one: its jobs, its checkpoints.
+    """
+    try:
+        return (folder / NAME_FILE).read_text().strip()
+    except OSError:
+        return f"{folder.name}-{secrets.token_hex(3)}"
+
+
+def keep_sweep_name(folder: Path, name: str) -> None:
+    """Write the name down."""
+    if not (folder / NAME_FILE).exists():
+        write_text(folder / NAME_FILE, name + "\n")

@@ -15,6 +15,9 @@ from binventory.sagemaker.secret_references import REFERENCE, REFERENCES_VARIABL
 ENTRY_SCRIPT = "sagemaker_entry.py"  # at the root of the source archive
 CHECKPOINT_DIR = "checkpoints"
 PIP = {"PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # or the log begins with a line for each package
+# Their disks are the machine's own and encrypted by it: AWS refuses a key for a volume that is not there.
+LOCAL_STORAGE = re.compile(r"ml\.(g4dn|g5|g6e?|p3dn|p4de?|p5\w*|p6\w*|trn\w*|\w+\dg?d)\.")
+MAX_VARIABLE_CHARACTERS = 512
 ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 
 
@@ -75,6 +78,7 @@ class JobSettings:
             if not REFERENCE.fullmatch(reference):
                 # Not the value: it may be the secret itself.
                 raise ConfigError(f"secrets.{name} holds no reference; write secretsmanager:NAME or ssm:NAME")
+        check_variables({**self.environment, **_references(self.secrets)})
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def training_job_request(name: str, settings: JobSettings, places: JobPlaces) ->
         places: where its parts lie.
     """
     key = {} if settings.kms_key_id is None else {"KmsKeyId": settings.kms_key_id}
-    volume_key = {} if settings.kms_key_id is None else {"VolumeKmsKeyId": settings.kms_key_id}
+    has_volume = not LOCAL_STORAGE.match(settings.instance_type)
+    volume_key = {"VolumeKmsKeyId": settings.kms_key_id} if settings.kms_key_id is not None and has_volume else {}
     channels = [_channel(JOB_CHANNEL, places.job, "File")]
     if places.data is not None:
         channels.append(_channel(DATA_CHANNEL, places.data, settings.input_mode))
@@ -145,6 +150,14 @@ def training_job_request(name: str, settings: JobSettings, places: JobPlaces) ->
             "SecurityGroupIds": list(settings.security_group_ids),
         }
     return request
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Refuse variables that are longer than a request takes. Raises ConfigError."""
+    for name, value in environment.items():
+        if len(value) > MAX_VARIABLE_CHARACTERS:
+            what = "secrets: their references have" if name == REFERENCES_VARIABLE else f"environment.{name}: has"
+            raise ConfigError(f"{what} {len(value)} characters; SageMaker takes {MAX_VARIABLE_CHARACTERS}")
 
 
 def cost_ceiling(settings: JobSettings, num_jobs: int, price_per_hour: float) -> float:

@@ -128,11 +128,13 @@ class LaunchSettings:
 
     def _check_environment(self) -> None:
         """Refuse secrets where everybody who may describe a job can read them; the value is not named."""
-        hidden = redact(dict(self.environment))
-        for name, value in self.environment.items():
-            if hidden[name] != value:
+        for key, variables in (("environment", dict(self.environment)), ("tags", dict(self.tags))):
+            hidden = redact(variables)
+            for name in variables:
+                if hidden[name] == variables[name]:
+                    continue
                 raise ConfigError(
-                    f"{PREFIX}environment has {name}, which looks like a secret, and a request can be read; put it into"
+                    f"{PREFIX}{key} has {name}, which looks like a secret, and a request can be read; put it into"
                     f" Secrets Manager or SSM and name that under {PREFIX}secrets, as secretsmanager:NAME or ssm:NAME"
                 )
 

@@ -19,7 +19,7 @@ from binventory.sagemaker.entry import CWD_VARIABLE, JOB_FILE, PICKLE_VARIABLE, 
 from binventory.sagemaker.image import default_image, python_of
 from binventory.sagemaker.inputs import InputSender, JobInputs
 from binventory.sagemaker.names import job_name, sweep_uri
-from binventory.sagemaker.request import ENTRY_SCRIPT, JobPlaces, cost_ceiling, training_job_request
+from binventory.sagemaker.request import ENTRY_SCRIPT, JobPlaces, check_variables, cost_ceiling, training_job_request
 from binventory.sagemaker.requirements import container_requirements
 from binventory.sagemaker.settings import PREFIX, LaunchSettings
 from binventory.sagemaker.source import SourceArchive, write_source
@@ -68,7 +68,7 @@ class Launch:
     Args:
         settings: checked ones; `role_arn` and `s3_uri` are set.
         aws: where jobs are sent.
-        sweep: name of the sweep's folder.
+        sweep: see `record.sweep_name`.
         logger: choice of the sweep's logger group, which says what extras jobs need.
 
     Attributes:
@@ -109,8 +109,8 @@ class Launch:
             extra={ENTRY_SCRIPT: ENTRY, "requirements.txt": requirements.encode()},
         )
 
-    def send_source(self, manifest: Path) -> None:
-        """Send the archive, unless S3 has it, and write and print what is in it.
+    def send_source(self) -> None:
+        """Send the archive, unless S3 has it.
 
         Raises:
             InputError: S3 refuses.
@@ -120,16 +120,20 @@ class Launch:
             self.folder.connection.check_bucket(self.folder.bucket)
             if key not in self.folder.sizes(SOURCE_FOLDER):
                 self.folder.put(key, self._archive_bytes)
-        write_text(manifest, "\n".join(self.manifest) + "\n")
-        print(f"source: {self.source_uri}: {self.manifest[-1]}; listed in {manifest}", flush=True)
 
-    def prepare(self, number: int, attempt: int, spec: JobSpec) -> Submission:
+    def write_manifest(self, path: Path) -> None:
+        """Write down what was sent, and say so."""
+        write_text(path, "\n".join(self.manifest) + "\n")
+        print(f"source: {self.source_uri}: {self.manifest[-1]}; listed in {path}", flush=True)
+
+    def prepare(self, number: int, attempt: int, spec: JobSpec, checkpoints: str | None = None) -> Submission:
         """Send what a job of ours reads, and make its request.
 
         Args:
             number: its place in the sweep.
             attempt: how often it was sent before.
             spec: frozen, with paths of this machine.
+            checkpoints: where its earlier attempts left theirs.
 
         Raises:
             ConfigError: it cannot run elsewhere, or needs a secret that is not given by reference.
@@ -138,7 +142,8 @@ class Launch:
         with naming_node(NODE):
             inputs = self._inputs.send(spec.config)
         sent = replace(spec, config={**inputs.config, "resume": None})
-        return self._submission(number, attempt, inputs, {JOB_FILE: json.dumps(sent.saved()).encode()}, spec)
+        submission = self._submission(number, attempt, inputs, {JOB_FILE: json.dumps(sent.saved()).encode()}, spec)
+        return submission if checkpoints is None else _with_checkpoints(submission, checkpoints)
 
     def prepare_pickled(self, number: int, attempt: int, packed: bytes) -> Submission:
         """Make the request of a job of another Hydra application."""
@@ -159,7 +164,12 @@ class Launch:
         # A pickled task may name files of where it comes from, which are there where that is this machine.
         own = {PICKLE_VARIABLE: "1", CWD_VARIABLE: str(Path.cwd())} if spec is None else _variables(spec)
         jobs = replace(self._jobs, environment={**self._jobs.environment, **own})
-        return Submission(name, training_job_request(name, jobs, places), places, files)
+        request = training_job_request(name, jobs, places)
+        try:
+            check_variables(request["Environment"])
+        except ConfigError as error:
+            raise ConfigError(f"{PREFIX}{error}") from error
+        return Submission(name, request, places, files)
 
     def send_files(self, submission: Submission) -> None:
         """Send what is on a job's own channel. Raises InputError."""
@@ -210,6 +220,11 @@ class Launch:
         is_gpu = self._jobs.instance_type.removeprefix("ml.").startswith(GPU_FAMILIES)
         if is_gpu and trainer["accelerator"] == "cpu" and not self._settings.local:
             print(f"warning: trainer.accelerator=cpu leaves the GPU of {self._jobs.instance_type} idle; trainer=gpu")
+
+
+def _with_checkpoints(submission: Submission, checkpoints: str) -> Submission:
+    request = submission.request | {"CheckpointConfig": {"S3Uri": checkpoints}}
+    return replace(submission, request=request, places=replace(submission.places, checkpoints=checkpoints))
 
 
 def project_root(source_dir: str | None) -> Path:

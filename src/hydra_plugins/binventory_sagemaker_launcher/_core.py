@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import one_line
 from binventory.data.sources.s3 import StoppedError
-from binventory.errors import ConfigError, UserError
+from binventory.errors import ConfigError, InputError, UserError
 from binventory.launch.composing import Composer, launch_all
 from binventory.launch.handle import JobHandle
 from binventory.launch.spec import JobSpec
@@ -27,7 +27,7 @@ from binventory.sagemaker.entry import ANSWER_FILE
 from binventory.sagemaker.jobs import TrainingJob, TrainingJobs
 from binventory.sagemaker.names import name_prefix
 from binventory.sagemaker.plane import LocalPlane
-from binventory.sagemaker.record import JobRecord, read_record
+from binventory.sagemaker.record import JobRecord, keep_sweep_name, read_record, sweep_name
 from binventory.sagemaker.settings import LaunchSettings
 from binventory.sagemaker.submit import MANIFEST, Launch, Submission
 from binventory.tracking.provenance import git_facts
@@ -53,8 +53,13 @@ class SageMakerJobs:
         self.composer = Composer(
             context, task, config, launcher="sagemaker", allow_pickled_task=settings.allow_pickled_task
         )
+        lets_go = not settings.wait or settings.on_interrupt == "detach"
+        if lets_go and self.composer.task_name is None:
+            raise ConfigError("hydra.launcher: only jobs of binventory can be left to run on; wait, and stop them")
         if not settings.wait and config.hydra.runtime.choices["hydra/sweeper"] != "binventory_grid":
             raise ConfigError("hydra.launcher.wait=false: a search goes by what its jobs return; leave it out")
+        if settings.dry_run and OmegaConf.select(config, "resume_sweep", default=None) is not None:
+            raise ConfigError("hydra.launcher.dry_run=true: shows the requests of a new sweep; leave resume_sweep out")
         self._plane = LocalPlane() if settings.local else None
         if self._plane is not None:
             # With this object or with the process, whichever ends first; what runs then is stopped without grace.
@@ -67,17 +72,19 @@ class SageMakerJobs:
         self._ended: deque[JobHandle] = deque()
         self._next_look = 0.0
         self._has_no_quota = False
+        self._git = git_facts()
+        self._name = sweep_name(self._folder)
+        self._is_name_kept = False
         try:
             self._aws = Aws(settings.region)
             logger = OmegaConf.select(config, "hydra.runtime.choices.logger", default=None)
-            self._launch = Launch(settings, self._aws, self._folder.name, logger)
+            self._launch = Launch(settings, self._aws, self._name, logger)
             if not settings.dry_run:
-                self._launch.send_source(self._folder / MANIFEST)
+                self._launch.send_source()
         except UserError:
             _remove_if_empty(self._folder)
             raise
-        self._jobs = TrainingJobs(self._aws, name_prefix(self._folder.name))
-        self._git = git_facts()
+        self._jobs = TrainingJobs(self._aws, name_prefix(self._name))
 
     def submit(self, overrides: Sequence[str], index: int, resume_dir: Path | None) -> JobHandle:
         """Queue a job; it is composed and sent when there is room for it."""
@@ -110,6 +117,7 @@ class SageMakerJobs:
     def cancel(self, handle: JobHandle, signum: int | None) -> None:
         """Drop a job that waits, stop one that runs, or let go of it."""
         self._waiting = deque(pair for pair in self._waiting if pair[0] is not handle)
+        self._aws.stop.clear()  # it broke off what it was meant for
         if handle not in self._running:
             return
         if self.settings.on_interrupt == "detach":
@@ -120,6 +128,7 @@ class SageMakerJobs:
     def stop(self, signum: int) -> None:
         """End all jobs, or let go of them; what they come to is in their handles."""
         self._waiting.clear()
+        self._aws.stop.clear()
         for handle in list(self._running):
             self.cancel(handle, signum)
         for _ in self.as_completed(None):
@@ -136,20 +145,23 @@ class SageMakerJobs:
     def show_requests(self, job_overrides: Sequence[Sequence[str]]) -> None:
         """Print what would be sent."""
         print(*self._launch.manifest, sep="\n")
-        for number, overrides in enumerate(job_overrides):
-            handle = JobHandle(number, tuple(overrides))
-            with self.composer.preparing(handle):
-                print(self._launch.describe(self._prepare(handle, None, 0)[1]))
-            if handle.failure is not None:
-                raise ConfigError(f"job {number}: {handle.failure}")
-        print(self._launch.cost(len(job_overrides)), flush=True)
-        _remove_if_empty(self._folder)
+        try:
+            for number, overrides in enumerate(job_overrides):
+                handle = JobHandle(number, tuple(overrides))
+                with self.composer.preparing(handle):
+                    print(self._launch.describe(self._prepare(handle, None, None)[1]))
+                if handle.failure is not None:
+                    raise ConfigError(f"job {number}: {handle.failure}")
+            print(self._launch.cost(len(job_overrides)), flush=True)
+        finally:
+            _remove_if_empty(self._folder)
 
     # One job
 
     def _send_waiting(self) -> None:
         limit = self.settings.max_parallel
-        while self._waiting and not self._has_no_quota and (limit is None or len(self._running) < limit):
+        may_send = not self._aws.stop.is_set() and not self._has_no_quota
+        while may_send and self._waiting and (limit is None or len(self._running) < limit):
             handle, resume_dir = self._waiting.popleft()
             try:
                 with self.composer.preparing(handle):
@@ -160,20 +172,25 @@ class SageMakerJobs:
             if handle.failure is not None:
                 self.composer.end(handle, None)
                 self._ended.append(handle)
+            may_send = not self._aws.stop.is_set() and not self._has_no_quota
 
     def _send(self, handle: JobHandle, resume_dir: Path | None) -> None:
         """Create a job's training job, or wait for the one that an earlier process created."""
+        if not self._is_name_kept:  # not before: only now is the folder this sweep's
+            keep_sweep_name(self._folder, self._name)
+            self._launch.write_manifest(self._folder / MANIFEST)
+            self._is_name_kept = True
         record = None if resume_dir is None else self._earlier(resume_dir)
         if resume_dir is not None and record is not None and self._is_to_be_collected(record):
             self.composer.compose(handle)
             handle.run_dir = resume_dir
             self._watch(handle, record, RunFolder(resume_dir).open())
             return
-        names = [] if record is None else record.names
-        spec, submission = self._prepare(handle, resume_dir, len(names))
+        spec, submission = self._prepare(handle, resume_dir, record)
         record = JobRecord(
             self._aws.region,
-            [*names, submission.name],
+            self._aws.account,
+            [*([] if record is None else record.names), submission.name],
             submission.places.output,
             submission.places.checkpoints,
             request=_facts(submission),
@@ -192,7 +209,7 @@ class SageMakerJobs:
         except CallError as error:
             if folder is not None:
                 folder.close()
-            if error.code != "ResourceLimitExceeded" or not self._running:
+            if error.code != "ResourceLimitExceeded" or not self._running or not self.settings.wait:
                 raise
             # Jobs that run use the account's quota up: this one has its turn when one of them ends.
             self._waiting.appendleft((handle, resume_dir))
@@ -204,13 +221,17 @@ class SageMakerJobs:
             raise
         self._watch(handle, record, folder)
 
-    def _prepare(self, handle: JobHandle, resume_dir: Path | None, attempt: int) -> tuple[JobSpec | None, Submission]:
+    def _prepare(
+        self, handle: JobHandle, resume_dir: Path | None, earlier: JobRecord | None
+    ) -> tuple[JobSpec | None, Submission]:
         composed = self.composer.compose(handle)
         if self.composer.task_name is None:
             packed = self.composer.pack(composed, by_name=False)
-            return None, self._launch.prepare_pickled(handle.number, attempt, packed)
+            return None, self._launch.prepare_pickled(handle.number, 0, packed)
         spec = self.composer.freeze(handle, composed, resume_dir)
-        return spec, self._launch.prepare(handle.number, attempt, spec)
+        if earlier is None:
+            return spec, self._launch.prepare(handle.number, 0, spec)
+        return spec, self._launch.prepare(handle.number, len(earlier.names), spec, earlier.checkpoints)
 
     def _earlier(self, run_dir: Path) -> JobRecord | None:
         """Return the record of a run's earlier attempts."""
@@ -221,6 +242,11 @@ class SageMakerJobs:
             raise ConfigError(
                 f"{run_dir}: its training job {record.name} is in {record.region}; set"
                 f" hydra.launcher.region={record.region}"
+            )
+        if record is not None and record.account != self._aws.account:
+            raise ConfigError(
+                f"{run_dir}: its training job {record.name} is of account {record.account}, not {self._aws.account};"
+                " log in there, e.g. by AWS_PROFILE"
             )
         return record
 
@@ -235,22 +261,23 @@ class SageMakerJobs:
     def _look(self) -> None:
         if time.monotonic() < self._next_look or not self._running:
             return
-        self._aws.stop.clear()  # it broke off what it was meant for
         self._jobs.look(list(self._running.values()))
         for handle, job in list(self._running.items()):
             handle.note = job.note
-            if job.is_over:
+            if job.is_over and self._jobs.end(job):
                 self._end(handle, job)
         self._next_look = time.monotonic() + self.settings.poll_s
 
     def _end(self, handle: JobHandle, job: TrainingJob) -> None:
-        self._jobs.end(job)
         handle.failure, handle.exit_code = job.failure, self._jobs.exit_code(job)
         answer = None
         if job.folder is not None:
             job.folder.close()
         else:
-            answer = fetch_answer(self._aws, job.record, ANSWER_FILE, self._folder / f".{job.record.name}.answer")
+            try:
+                answer = fetch_answer(self._aws, job.record, ANSWER_FILE, self._folder / f".{job.record.name}.answer")
+            except (InputError, OSError) as error:
+                handle.failure = str(error)
         if handle.failure is None and answer is None and job.status == "Failed":
             reason = job.record.ended.get("failure_reason", "no reason is given")
             handle.failure = None if job.folder is not None else one_line(reason)

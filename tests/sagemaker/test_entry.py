@@ -85,6 +85,7 @@ def test_what_was_done_before_a_restart_is_only_handed_over(opt_ml: Path, monkey
     assert (opt_ml / "output/data/run/rank0.txt").read_text() == "3"
 
 
+@pytest.mark.long
 def test_interrupted_and_restarted_it_goes_on_where_it_was(opt_ml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the checkpoint directory comes back."""
     monkeypatch.setenv("BINVENTORY_CHECKPOINT_DIR", "checkpoints")

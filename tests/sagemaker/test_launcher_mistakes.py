@@ -70,12 +70,12 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -
         (["+hydra.launcher.secrets.WANDB_API_KEY=0123456789abcdef"], "hydra.launcher.secrets.WANDB_API_KEY holds no ref"),
         (["+hydra.launcher.tags.api_key=0123456789abcdef"], "hydra.launcher.tags has api_key, which looks like a secret"),
         (["resume=auto"], "resume=auto: hydra/launcher=sagemaker goes on with sweeps; give resume_sweep=DIR"),
-        (["hydra.launcher.dry_run=true", "hydra.launcher.instance_count=2"], "instance_count=2: needs DDP"),
+        pytest.param(["hydra.launcher.dry_run=true", "hydra.launcher.instance_count=2"], "instance_count=2: needs DDP", marks=pytest.mark.long),
         (["hydra.launcher.data=here"], "hydra.launcher.data=here: must be auto, null or s3://"),
-        (["hydra.launcher.image_uri=null", "hydra.launcher.instance_type=banana"], "AWS has no PyTorch image"),
+        pytest.param(["hydra.launcher.image_uri=null", "hydra.launcher.instance_type=banana"], "AWS has no PyTorch image", marks=pytest.mark.long),
         (["hydra.launcher.source_dir=."], "no checkout of binventory (no pyproject.toml)"),
-        (["hydra.launcher.s3_uri=s3://nowhere/bins"], "s3://nowhere: no such bucket; check its name, AWS_ENDPOINT_URL_S3"),
-        (["hydra.launcher.max_source_mb=0.1"], "max_source_mb=0.1: the project's"),
+        pytest.param(["hydra.launcher.s3_uri=s3://nowhere/bins"], "s3://nowhere: no such bucket; check its name, AWS_ENDPOINT_URL_S3", marks=pytest.mark.long),
+        pytest.param(["hydra.launcher.max_source_mb=0.1"], "max_source_mb=0.1: the project's", marks=pytest.mark.long),
         (["hydra.launcher.instance_typo=x"], "instance_typo"),
     ],
 )  # fmt: skip
@@ -110,6 +110,7 @@ def test_no_region(
     )
 
 
+@pytest.mark.long
 def test_no_credentials(
     aws: LocalSageMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_no_credentials(
     assert "Unable to locate credentials; log in, e.g. by `aws configure`" in line
 
 
+@pytest.mark.long
 def test_a_bucket_that_lets_nobody_write(
     aws: LocalSageMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_sweep_of_a_long_name(
     assert "File name too long" in line
 
 
+@pytest.mark.long
 def test_an_archive_of_another_project_is_not_sent(
     aws: LocalSageMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +152,7 @@ def test_an_archive_of_another_project_is_not_sent(
     assert "no git checkout" in line
 
 
+@pytest.mark.long
 def test_a_dry_run_prints_the_request_in_full_and_sends_nothing(
     aws: LocalSageMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

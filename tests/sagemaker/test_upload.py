@@ -154,6 +154,7 @@ def test_bucket_layout_is_the_same_bins_there_and_sent_once(
     assert (other["sent"], other["source"]) == (2, facts["source"])
 
 
+@pytest.mark.long
 def test_imagefolder_tree(photos: Path, send: Send, s3_server: str, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for bin_id, count in BINS.items():

@@ -19,6 +19,8 @@ from binventory.sagemaker.local.server import LocalSageMaker
 from tests.sagemaker.local.conftest import CACHE, TIME_SCALE
 from tests.sagemaker.local.lab import BUCKET, MARK, Lab, marked_processes, states, wait_until
 
+pytestmark = pytest.mark.long
+
 LOOK = """
 photos = Path(os.environ["SM_CHANNEL_PHOTOS"])
 say("seen", {

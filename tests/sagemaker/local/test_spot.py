@@ -17,6 +17,8 @@ from binventory.sagemaker.local.transfer import ORDERS
 from tests.sagemaker.local.conftest import CACHE, TIME_SCALE
 from tests.sagemaker.local.lab import MARK, Lab, fresh_mark, states, wait_until
 
+pytestmark = pytest.mark.long
+
 # Counts its starts in the checkpoint directory; waits for the interruption in all but the last of them
 COUNTS = """
 found = sorted(str(path.relative_to(checkpoints)) for path in checkpoints.rglob("*") if path.is_file())

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from binventory.data.sources.s3 import S3Connection
 from binventory.errors import InputError
+from binventory.sagemaker.bucket import S3Folder
+from binventory.sagemaker.collect import fetch_folder
 from binventory.sagemaker.outputs import extract, fetch_output
 from tests.s3 import s3_client, s3_config
 
@@ -222,3 +224,20 @@ def test_fetch_from_s3(s3_server: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such bucket"):
         fetch_output("s3://nowhere/job/none.tar.gz", tmp_path / "none", s3)
     assert names(tmp_path) == ["output"]
+
+
+def test_a_run_folder_without_an_archive_comes_from_its_objects(s3_server: str, tmp_path: Path) -> None:
+    """Of a job that was ended before it could pack its output."""
+    client, s3 = s3_client(s3_server), S3Connection(s3_config(s3_server, anonymous=True))
+    client.create_bucket(Bucket="checkpoints")
+    for key in ("0/run/metrics.csv", "0/run/checkpoints/last.ckpt", "00/run/another"):
+        client.put_object(Bucket="checkpoints", Key=key, Body=key.encode(), ACL="public-read")
+    there = S3Folder(s3, "checkpoints", "0")
+    assert fetch_folder(there, "run", tmp_path / "fetched") == tmp_path / "fetched/run"
+    assert (tmp_path / "fetched/run/metrics.csv").read_bytes() == b"0/run/metrics.csv"
+    assert names(tmp_path / "fetched/run") == ["checkpoints", "metrics.csv"]
+    assert fetch_folder(S3Folder(s3, "checkpoints", "1"), "run", tmp_path / "none") is None
+    client.put_object(Bucket="checkpoints", Key="0/run/../../outside", Body=b"1", ACL="public-read")
+    with pytest.raises(InputError, match="cannot be a file's name; not fetched"):
+        fetch_folder(there, "run", tmp_path / "hostile")
+    assert names(tmp_path) == ["fetched"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -75,6 +76,13 @@ def low_gpu_utilization(seen: Observations, setup: Setup) -> Finding:
     return Finding(rule, "ok", figures, "The GPU was kept busy.")
 
 
+def _held(pairs: Sequence[tuple[float, float]], above_percent: float) -> tuple[float, float, int]:
+    """Of (load, GPU use): the share of samples with a high load and an idle GPU, the mean load, how many count."""
+    values = judged(pairs)
+    held = sum(load > above_percent and gpu < IDLE_GPU_PERCENT for load, gpu in values)
+    return 100 * held / len(values), statistics.fmean(load for load, _ in values), len(values)
+
+
 def io_bottleneck(seen: Observations, setup: Setup) -> Finding:
     """In more than half of the samples I/O wait is above 50 % and the GPU below 10 %."""
     rule = "IOBottleneck"
@@ -84,11 +92,8 @@ def io_bottleneck(seen: Observations, setup: Setup) -> Finding:
     pairs = [(one.io_wait_percent, one.gpu_percent or 0.0) for one in known if one.io_wait_percent is not None]
     if problem := too_little(pairs, "this system does not count I/O wait"):
         return not_evaluable(rule, problem, num_samples=len(pairs))
-    values = judged(pairs)
-    held = sum(wait > IO_WAIT_PERCENT and gpu < IDLE_GPU_PERCENT for wait, gpu in values)
-    share = 100 * held / len(values)
-    mean = statistics.fmean(wait for wait, _ in values)
-    figures = {"bottleneck_share_percent": share, "io_wait_mean_percent": mean, "num_samples": len(values)}
+    share, mean, num_samples = _held(pairs, IO_WAIT_PERCENT)
+    figures = {"bottleneck_share_percent": share, "io_wait_mean_percent": mean, "num_samples": num_samples}
     if share <= BOTTLENECK_SHARE_PERCENT:
         return Finding(rule, "ok", figures, "The GPU seldom stood still while a disk was read.")
     return Finding(
@@ -108,11 +113,8 @@ def cpu_bottleneck(seen: Observations, setup: Setup) -> Finding:
     pairs = [(one.cpu_percent, one.gpu_percent) for one in seen.samples if one.gpu_percent is not None]
     if problem := too_little(pairs, setup.gpu_problem):
         return not_evaluable(rule, problem, num_samples=len(pairs))
-    values = judged(pairs)
-    held = sum(cpu > BUSY_CPU_PERCENT and gpu < IDLE_GPU_PERCENT for cpu, gpu in values)
-    share = 100 * held / len(values)
-    mean = statistics.fmean(cpu for cpu, _ in values)
-    figures = {"bottleneck_share_percent": share, "cpu_mean_percent": mean, "num_samples": len(values)}
+    share, mean, num_samples = _held(pairs, BUSY_CPU_PERCENT)
+    figures = {"bottleneck_share_percent": share, "cpu_mean_percent": mean, "num_samples": num_samples}
     if share <= BOTTLENECK_SHARE_PERCENT:
         return Finding(rule, "ok", figures, "The GPU seldom stood still while all cores worked.")
     return Finding(

@@ -98,23 +98,11 @@ def fetch_folder(there: S3Folder, below: str, target: Path) -> Path | None:
     for key in sizes:
         path = target / PurePosixPath(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch_object(there, key, path)
+        try:
+            there.connection.download(there.bucket, f"{there.folder}/{key}".lstrip("/"), path, MAX_BYTES)
+        except ObjectError as error:
+            raise InputError(f"{there.uri}/{key}: {error}") from error
     return target / below if sizes else None
-
-
-def _fetch_object(there: S3Folder, key: str, path: Path) -> None:
-    where = f"{there.folder}/{key}".lstrip("/")
-
-    def send() -> bool:
-        with path.open("wb") as file:
-            for chunk in there.connection.chunks(there.bucket, where, MAX_BYTES):
-                file.write(chunk)
-        return True
-
-    try:
-        there.connection.request(f"{there.uri}/{key}", send)
-    except ObjectError as error:
-        raise InputError(f"{there.uri}/{key}: {error}") from error
 
 
 def _adopt(came: Path, run_dir: Path, record: JobRecord) -> None:

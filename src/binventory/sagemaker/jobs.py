@@ -219,9 +219,9 @@ class TrainingJobs:
             job.failure = str(error)
             return job.num_tries >= MAX_TRIES
         except (*PASSING, KeyError, TypeError, csv.Error) as error:  # whatever an archive of a stranger may hold
-            job.failure = f"{job.record.output}/{job.record.name}: {one_line(str(error) or type(error).__name__)}"
-            if isinstance(error, UserError):
-                job.failure = str(error)
+            said = one_line(str(error) or type(error).__name__)
+            is_told = isinstance(error, UserError)
+            job.failure = str(error) if is_told else f"{job.record.output}/{job.record.name}: {said}"
         else:
             job.failure = None
         return True

@@ -162,7 +162,12 @@ def check_variables(environment: Mapping[str, str]) -> None:
 
 def cost_ceiling(settings: JobSettings, num_jobs: int, price_per_hour: float) -> float:
     """Return what jobs cost if each runs as long as it may, in the currency of an instance's `price_per_hour`."""
-    return num_jobs * settings.instance_count * settings.max_runtime_s / 3600 * price_per_hour
+    return hours_ceiling(settings, num_jobs) * price_per_hour
+
+
+def hours_ceiling(settings: JobSettings, num_jobs: int) -> float:
+    """Return how many hours of instances jobs take if each runs as long as it may."""
+    return num_jobs * settings.instance_count * settings.max_runtime_s / 3600
 
 
 def _channel(name: str, s3_uri: str, mode: str) -> dict[str, Any]:

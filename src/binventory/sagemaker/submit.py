@@ -19,7 +19,14 @@ from binventory.sagemaker.entry import CWD_VARIABLE, JOB_FILE, PICKLE_VARIABLE, 
 from binventory.sagemaker.image import default_image, python_of
 from binventory.sagemaker.inputs import InputSender, JobInputs
 from binventory.sagemaker.names import job_name, sweep_uri
-from binventory.sagemaker.request import ENTRY_SCRIPT, JobPlaces, check_variables, cost_ceiling, training_job_request
+from binventory.sagemaker.request import (
+    ENTRY_SCRIPT,
+    JobPlaces,
+    check_variables,
+    cost_ceiling,
+    hours_ceiling,
+    training_job_request,
+)
 from binventory.sagemaker.requirements import container_requirements
 from binventory.sagemaker.settings import PREFIX, LaunchSettings
 from binventory.sagemaker.source import SourceArchive, write_source
@@ -142,22 +149,28 @@ class Launch:
         with naming_node(NODE):
             inputs = self._inputs.send(spec.config)
         sent = replace(spec, config={**inputs.config, "resume": None})
-        submission = self._submission(number, attempt, inputs, {JOB_FILE: json.dumps(sent.saved()).encode()}, spec)
-        return submission if checkpoints is None else _with_checkpoints(submission, checkpoints)
+        files = {JOB_FILE: json.dumps(sent.saved()).encode()}
+        return self._submission(number, attempt, inputs, files, spec, checkpoints)
 
     def prepare_pickled(self, number: int, attempt: int, packed: bytes) -> Submission:
         """Make the request of a job of another Hydra application."""
         return self._submission(number, attempt, JobInputs({}), {TASK_FILE: packed}, None)
 
     def _submission(
-        self, number: int, attempt: int, inputs: JobInputs, files: dict[str, bytes], spec: JobSpec | None
+        self,
+        number: int,
+        attempt: int,
+        inputs: JobInputs,
+        files: dict[str, bytes],
+        spec: JobSpec | None,
+        checkpoints: str | None = None,
     ) -> Submission:
         name = job_name(self._sweep, number, attempt)
         places = JobPlaces(
             source=self.source_uri,
             job=f"{self.prefix}/specs/{name}",
             output=f"{self.prefix}/output",
-            checkpoints=f"{self.prefix}/checkpoints/{number}",
+            checkpoints=checkpoints or f"{self.prefix}/checkpoints/{number}",
             data=inputs.data,
             files=inputs.files,
         )
@@ -187,7 +200,7 @@ class Launch:
     def cost(self, num_jobs: int) -> str:
         """Return the most that jobs may cost, as a line."""
         price = self._settings.price_per_hour
-        hours = num_jobs * self._jobs.instance_count * self._jobs.max_runtime_s / 3600
+        hours = hours_ceiling(self._jobs, num_jobs)
         said = f"{num_jobs} jobs on {self._jobs.instance_count} x {self._jobs.instance_type}: at most {hours:,.1f} h"
         if price is None:
             return f"{said}; {PREFIX}price_per_hour=… says what that costs"
@@ -220,11 +233,6 @@ class Launch:
         is_gpu = self._jobs.instance_type.removeprefix("ml.").startswith(GPU_FAMILIES)
         if is_gpu and trainer["accelerator"] == "cpu" and not self._settings.local:
             print(f"warning: trainer.accelerator=cpu leaves the GPU of {self._jobs.instance_type} idle; trainer=gpu")
-
-
-def _with_checkpoints(submission: Submission, checkpoints: str) -> Submission:
-    request = submission.request | {"CheckpointConfig": {"S3Uri": checkpoints}}
-    return replace(submission, request=request, places=replace(submission.places, checkpoints=checkpoints))
 
 
 def project_root(source_dir: str | None) -> Path:

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,7 @@ class SageMakerJobs:
 
     def _send_waiting(self) -> None:
         limit = self.settings.max_parallel
-        may_send = not self._aws.stop.is_set() and not self._has_no_quota
-        while may_send and self._waiting and (limit is None or len(self._running) < limit):
+        while self._waiting and self._may_send() and (limit is None or len(self._running) < limit):
             handle, resume_dir = self._waiting.popleft()
             try:
                 with self.composer.preparing(handle):
@@ -172,7 +171,9 @@ class SageMakerJobs:
             if handle.failure is not None:
                 self.composer.end(handle, None)
                 self._ended.append(handle)
-            may_send = not self._aws.stop.is_set() and not self._has_no_quota
+
+    def _may_send(self) -> bool:
+        return not self._aws.stop.is_set() and not self._has_no_quota
 
     def _send(self, handle: JobHandle, resume_dir: Path | None) -> None:
         """Create a job's training job, or wait for the one that an earlier process created."""
@@ -196,30 +197,31 @@ class SageMakerJobs:
             request=_facts(submission),
             git=self._git,
         )
-        folder = None
-        if spec is not None:
-            folder = RunFolder(Path(spec.run_dir), spec.task).open()
         try:
-            if spec is not None and folder is not None:
-                spec.save(folder.path / "job.json")
-                folder.write_status("queued")
-                record.save(folder.path)  # before it is there: a kill between the two must not lose it
-            self._launch.send_files(submission)
-            self._jobs.create(submission.request)
+            folder = self._create(spec, submission, record)
         except CallError as error:
-            if folder is not None:
-                folder.close()
             if error.code != "ResourceLimitExceeded" or not self._running or not self.settings.wait:
                 raise
             # Jobs that run use the account's quota up: this one has its turn when one of them ends.
             self._waiting.appendleft((handle, resume_dir))
             self._has_no_quota = True
             return
-        except BaseException:
-            if folder is not None:
-                folder.close()
-            raise
         self._watch(handle, record, folder)
+
+    def _create(self, spec: JobSpec | None, submission: Submission, record: JobRecord) -> RunFolder | None:
+        """Create a training job and return the opened run folder of a job of ours."""
+        with ExitStack() as undo:
+            folder = None
+            if spec is not None:
+                folder = RunFolder(Path(spec.run_dir), spec.task).open()
+                undo.callback(folder.close)
+                spec.save(folder.path / "job.json")
+                folder.write_status("queued")
+                record.save(folder.path)  # before it is there: a kill between the two must not lose it
+            self._launch.send_files(submission)
+            self._jobs.create(submission.request)
+            undo.pop_all()
+        return folder
 
     def _prepare(
         self, handle: JobHandle, resume_dir: Path | None, earlier: JobRecord | None

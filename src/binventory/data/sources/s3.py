@@ -199,14 +199,14 @@ class S3Connection:
         answer["Body"].close()
         raise ObjectError(f"too large: {size_bytes / 2**20:,.0f} MiB, at most {max_bytes // 2**20} MiB are fetched")
 
-    def download(self, bucket: str, key: str, target: Path) -> int | None:
+    def download(self, bucket: str, key: str, target: Path, max_bytes: int = MAX_PHOTO_BYTES) -> int | None:
         """Bring one object to `target`, which is whole or not there. Returns its size in bytes, None if there is none.
 
         The temporary file has a fixed name: a killed run's leftover is removed, and so is a link that somebody put
         there to have another file written over.
 
         Raises:
-            ObjectError: refused, over 64 MiB, or failing in each of `s3.max_attempts` tries.
+            ObjectError: refused, over `max_bytes` (64 MiB), or failing in each of `s3.max_attempts` tries.
             InputError: the bucket as a whole cannot be read.
             OSError: the file cannot be written.
         """
@@ -215,7 +215,7 @@ class S3Connection:
         def send() -> int:
             temporary.unlink(missing_ok=True)
             with temporary.open("xb") as file:
-                for chunk in self.chunks(bucket, key, MAX_PHOTO_BYTES):
+                for chunk in self.chunks(bucket, key, max_bytes):
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())

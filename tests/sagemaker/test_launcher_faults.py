@@ -64,10 +64,10 @@ def test_throttled_calls_are_sent_again(plane: LocalSageMaker, tmp_path: Path) -
 
 
 def test_a_job_that_the_quota_has_no_room_for_waits_for_its_turn(plane: LocalSageMaker, tmp_path: Path) -> None:
-    """Spot jobs wait for capacity here, until they are over."""
+    """Spot jobs wait for capacity here, until they are over: long enough for the second to find no room."""
     plane.faults.max_jobs = 1
     spot = ["-m", "hydra/launcher=sagemaker_spot", *SAGEMAKER[2:]]
-    spot += ["hydra.launcher.max_runtime_s=1", "hydra.launcher.max_wait_s=1", "optimizer.lr=0.1,0.01"]
+    spot += ["hydra.launcher.max_runtime_s=5", "hydra.launcher.max_wait_s=5", "optimizer.lr=0.1,0.01"]
     outcome = sweep_here(tmp_path, *spot)
     assert outcome.states == ["preempted", "preempted"]
     assert len(plane.jobs) == 2

@@ -11,10 +11,7 @@ rounds of all in one process, every other one in reverse order, and appends the 
 from __future__ import annotations
 
 import io
-import json
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator

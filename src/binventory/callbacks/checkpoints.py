@@ -108,9 +108,7 @@ class Checkpoints(Checkpoint):
         now = time.monotonic()
         # Validation, which comes after the last batch, is no time to wait.
         ask = self._stop.agree if is_last else self._stop.poll
-        is_late, signum, is_pruned = ask(
-            self._is_time_due(now), self._stop.signum, self._is_prune_asked(trainer, now)
-        )
+        is_late, signum, is_pruned = ask(self._is_time_due(now), self._stop.signum, self._is_prune_asked(trainer, now))
         is_due = bool(is_late) or self._is_step_due(trainer)
         if is_last and not signum:
             self._is_due = is_due  # the end of the epoch is a few moments away

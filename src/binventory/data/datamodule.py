@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from binventory.config.schema import DataConfig
-from binventory.data.augment import random_flip
+from binventory.data.augment import Augmentation
 from binventory.data.cache.batches import PackedBatches
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.cache.residence import place_photos
@@ -62,6 +62,7 @@ class BinDataModule(pl.LightningDataModule):
         self.prepared = prepared
         self.preprocessing = preprocessing
         self.seed = seed
+        self.augmentation = Augmentation(data, preprocessing.mean, seed)
         self.overfit_batches = overfit_batches
         self.photos = photos
 
@@ -88,9 +89,7 @@ class BinDataModule(pl.LightningDataModule):
         """Augment training batches where they are used."""
         if self.trainer is None or not self.trainer.training:
             return batch
-        epoch = self.trainer.current_epoch
-        flipped = random_flip(batch.pixels, batch.position, probability=self.data.hflip, seed=self.seed, epoch=epoch)
-        return batch._replace(pixels=flipped)
+        return batch._replace(pixels=self.augmentation(batch.pixels, batch.position, self.trainer.current_epoch))
 
     def _overfit(self, bins: Bins) -> Bins:
         if self.overfit_batches is None:

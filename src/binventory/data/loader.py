@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     """One batch.
 
     Attributes:
-        pixels: (B, 3, H, W) uint8.
+        pixels: (B, 3, H, W) uint8; float32 in 0..255 where augmentation made values in between.
         target: (B,) int64, positions in `data.counts`.
         position: (B,) int64, places in the split's bins; -1 where the batch holds no bin.
     """

@@ -24,7 +24,7 @@ class BinNetwork(nn.Module):
         self.backbone = backbone.to(memory_format=self.memory_format)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute outputs (B, num_outputs) from pixels (B, 3, H, W) uint8."""
+        """Compute outputs (B, num_outputs) from pixels (B, 3, H, W), uint8 or floating point in 0..255."""
         # The copy to float is made in the wanted memory format, so channels_last costs no pass of its own.
         outputs: Tensor = self.backbone(self.normalize(pixels).contiguous(memory_format=self.memory_format))
         return outputs

@@ -58,6 +58,20 @@ def test_ranks_see_a_stop_within_a_second_or_a_step(step_s: float) -> None:
 
 
 @pytest.mark.usefixtures("process_group")
+def test_one_short_step_does_not_tell_how_long_the_next_ones_take() -> None:
+    clock = Clock()
+    stop = StopRequest(clock)
+    stop.poll(0)
+    clock.now += 0.0001
+    stop.poll(0)
+    seen = []
+    for _ in range(10):
+        clock.now += 0.3
+        seen.append(stop.poll(1)[0])
+    assert seen[1:] == [1] * 9
+
+
+@pytest.mark.usefixtures("process_group")
 def test_ranks_wait_for_each_other_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[float] = []
     clock = Clock()

@@ -88,6 +88,17 @@ def test_rotation_turns_around_the_middle() -> None:
     assert 38 < angles.max() < 46
 
 
+def test_a_square_stays_a_square() -> None:
+    moved = augmentation(shift=0.1, scale=0.4, rotation_degrees=45)(photos(200), torch.arange(200), 0)
+    places = torch.arange(SIDE, dtype=torch.float64) + 0.5
+    for photo in moved:
+        weight = (photo[0].double() - DARK) / (photo[0].double() - DARK).sum()
+        x, y = places.view(1, -1) - centre(photo)[0], places.view(-1, 1) - centre(photo)[1]
+        wide, high, slant = (weight * x * x).sum(), (weight * y * y).sum(), (weight * x * y).sum()
+        assert abs(wide - high) < 0.05 * wide
+        assert abs(slant) < 0.05 * wide
+
+
 def test_light_changes() -> None:
     pixels, places = photos(200), torch.arange(200)
     brighter = augmentation(brightness=0.5)(pixels, places, 0) / pixels

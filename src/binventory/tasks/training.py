@@ -101,6 +101,7 @@ def make_trainer(
         gradient_clip_val=asked.gradient_clip_val,
         sync_batchnorm=asked.sync_batchnorm,
         deterministic=asked.deterministic,
+        benchmark=not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
         limit_train_batches=_batches(asked.limit_train_batches, data, "train"),
         limit_val_batches=_batches(asked.limit_val_batches, data, "val"),
         limit_test_batches=_batches(asked.limit_test_batches, data, "test"),

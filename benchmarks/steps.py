@@ -7,6 +7,7 @@ is that of the thread that trains: other programs move it less than the clock's.
 - bare: forward, loss, backward, optimizer step, in a loop
 - lightning: the same in a LightningModule that logs its loss, with CSVLogger and Lightning's own bar
 - ours: what `train.py` puts together: module, Trainer, default callbacks, logger, bar, loader, flip, normalisation
+- validation: the same Trainer's steps of validation
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ from binventory.tasks.training import make_callbacks, make_checkpoints, make_tra
 from recording import record
 from rounds import alternate
 
-ROUNDS, NUM_STEPS, BATCH_SIZE, WIDTH = 5, 1500, 8, 16
+ROUNDS, NUM_STEPS, BATCH_SIZE, WIDTH, NUM_COUNTS = 5, 1500, 8, 16, 5
 
 
 class Layer(nn.Module):
-    """16 pixels to 16 outputs."""
+    """16 pixels to 16 outputs, of which the counts take the first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute outputs (B, 16) from pixels (B, 3, H, W)."""
-        return self.linear(pixels[:, 0, 0, :WIDTH])
+        """Compute outputs (B, 5) from pixels (B, 3, H, W)."""
+        return self.linear(pixels[:, 0, 0, :WIDTH])[:, :NUM_COUNTS]
 
 
 class Plain(pl.LightningModule):
@@ -85,17 +86,25 @@ class Clock(pl.Callback):
 
     seconds = 0.0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, *args: Any) -> None:
         """Start, or note."""
-        if trainer.global_step == NUM_STEPS // 10:
+        self.note(done=args[4] + 1)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        """Start, or note."""
+        self.note(done=args[4] + 1)
+
+    def note(self, done: int) -> None:
+        """Look at the clock when it is time to."""
+        if done == NUM_STEPS // 10:
             self.started = time.thread_time()
-        elif trainer.global_step == NUM_STEPS:
+        elif done == NUM_STEPS:
             self.seconds = time.thread_time() - self.started
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
     """Return as many batches as an epoch has steps, all of them one."""
-    return [(torch.rand(BATCH_SIZE, 3, 32, 32), torch.randint(WIDTH, (BATCH_SIZE,)))] * NUM_STEPS
+    return [(torch.rand(BATCH_SIZE, 3, 32, 32), torch.randint(NUM_COUNTS, (BATCH_SIZE,)))] * NUM_STEPS
 
 
 def bare(_folder: Path) -> float:
@@ -161,9 +170,23 @@ class Data(BinDataModule):
         """Return the training batches."""
         return Repeated(super().train_dataloader())
 
+    def val_dataloader(self) -> Any:
+        """Return the same photos in listing order."""
+        return Repeated(self._loader("train", self.bins("train"), shuffle=False))
+
 
 def ours(folder: Path) -> float:
     """Train by everything that `train.py` puts together."""
+    return trained_or_validated(folder, is_training=True)
+
+
+def validation(folder: Path) -> float:
+    """Validate by it."""
+    return trained_or_validated(folder, is_training=False)
+
+
+def trained_or_validated(folder: Path, *, is_training: bool) -> float:
+    """Put all of `train.py` together, and use it."""
     overrides = [f"data.batch_size={BATCH_SIZE}", "data.image_size=32", "data.val_fraction=0", "trainer.max_epochs=1"]
     overrides += ["objective_metric=null", "data.reader.num_bins=400", "data.reader.photo_size=48"]
     overrides += [f"paths.{name}_dir={folder.parent}/{name}" for name in ("cache", "data", "output")]
@@ -177,7 +200,11 @@ def ours(folder: Path) -> float:
     checkpoints = make_checkpoints(config, folder, prepared.fingerprint, None)
     callbacks = make_callbacks(config, ProgressReport(50), folder, checkpoints)
     trainer = make_trainer(config, folder, [*callbacks, clock], checkpoints, data, None)
-    trainer.fit(module, datamodule=data)
+    if is_training:
+        trainer.fit(module, datamodule=data)
+    else:
+        trainer.limit_val_batches = 1.0  # off where nothing is cut off for validation
+        trainer.validate(module, datamodule=data, verbose=False)
     return clock.seconds
 
 
@@ -192,7 +219,7 @@ def main() -> None:
     quiet_lightning()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        ways = {way.__name__: partial(quietly, way, Path(scratch)) for way in (bare, lightning, ours)}
+        ways = {way.__name__: partial(quietly, way, Path(scratch)) for way in (bare, lightning, ours, validation)}
         found = alternate(ways, ROUNDS, lambda ms: f"{ms:.3f} ms of a step")
     step_ms = {name: statistics.median(values) for name, values in found.items()}
     rows = [

@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from binventory.config.schema import DataConfig
+
+# Keys of `data` whose augmentation can turn a photo into any number of others; 0 switches each off.
+ENDLESS: tuple[str, ...] = ()
+
 _MASK = (1 << 64) - 1
+
+
+def endless_augmentations(data: DataConfig) -> list[str]:
+    """Return what is asked for that can turn a photo into any number of others, as `data.key=value`."""
+    return [f"data.{name}={getattr(data, name)}" for name in ENDLESS if getattr(data, name)]
 
 
 def uniform(seed: int, epoch: int, position: Tensor) -> Tensor:
@@ -43,6 +53,25 @@ def random_flip(pixels: Tensor, position: Tensor, *, probability: float, seed: i
         return pixels
     flipped = uniform(seed, epoch, position) < probability
     return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
+
+
+def random_view(features: Tensor, position: Tensor, *, probability: float, seed: int, epoch: int) -> Tensor:
+    """Take for each photo the features that `random_flip` of its pixels would lead to.
+
+    Args:
+        features: (B, num_views, num_features) float32 of each photo as it is and, where there are two views, flipped.
+        position: (B,) int64, the photos' places in their split.
+        probability: of one photo being flipped.
+        seed: the run's seed.
+        epoch: the epoch, from 0.
+
+    Returns:
+        (B, num_features) float32.
+    """
+    if probability == 0:
+        return features[:, 0]
+    flipped = uniform(seed, epoch, position) < probability
+    return torch.where(flipped.view(-1, 1), features[:, 1], features[:, 0])
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

@@ -32,7 +32,7 @@ class BinCounter(pl.LightningModule):
     """Trains a network to count.
 
     Args:
-        network: uint8 pixels to outputs.
+        network: uint8 pixels, or features of a frozen backbone, to outputs.
         objective: see `binventory.objectives`.
         counts: the quantities that are classes.
         optimizer: called with the trained parameters.
@@ -89,7 +89,7 @@ class BinCounter(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch."""
-        outputs = self.network(batch.pixels)
+        outputs = self.network.outputs(batch.inputs)
         loss: Tensor = self.objective.loss(outputs, batch.target)
         with torch.no_grad():
             self.train_loss.update(loss.detach(), weight=len(batch.target))
@@ -123,7 +123,7 @@ class BinCounter(pl.LightningModule):
 
     def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         there = batch.position != PADDING
-        outputs, target = self.network(batch.pixels)[there], batch.target[there]
+        outputs, target = self.network.outputs(batch.inputs)[there], batch.target[there]
         probabilities = self.objective.probabilities(outputs)
         loss = self.objective.loss(outputs, target) if len(target) else None
         self.eval_metrics.update(probabilities, target, loss)

@@ -127,6 +127,26 @@ def test_padding_of_ranks_and_photos_that_went(residence: str, folder: Path, cap
     assert {Path(paths[2]).name, Path(paths[-1]).name} <= {reason.split("/")[-1].split(":")[0] for reason in reasons}
 
 
+@pytest.mark.parametrize("residence", RESIDENCES)
+def test_features_come_as_photos_do(residence: str, folder: Path) -> None:
+    source = Source(folder, folder / "source")
+    photos = source.pack()
+    targets = source.module(None).bins("test").targets
+    features = np.random.default_rng(0).normal(size=(len(photos.pixels), 2, 5)).astype(np.float32)
+    rows = photos.rows["test"]
+    bad = {int(rows[3]): "gone"}
+    sampler = BatchSampler(len(rows), 14, seed=0, shuffle=False, rank=6, world_size=7)
+    placed = place_rows(features, residence, CPU)
+    loader = BatchLoader(PackedBatches(placed, rows, targets, bad, sampler, CPU), sampler, on_bad="skip")
+    places = [place for batch in sampler for place in batch]
+    inputs = torch.cat([batch.inputs for batch in loader])
+    assert inputs.dtype == torch.float32
+    for place, found in zip(places, inputs.numpy(), strict=True):
+        wanted = features[rows[place]] if place not in (PADDING, 3) else np.zeros((2, 5))
+        np.testing.assert_array_equal(found, wanted)
+    assert PADDING in places
+
+
 def test_on_bad_fail_names_the_photo(folder: Path) -> None:
     source = Source(folder, folder / "source", "data.on_bad=fail")
     gone = Path(source.module(None).bins("train").paths[0])

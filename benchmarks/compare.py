@@ -6,10 +6,7 @@ Makes the run folders, starts the command five times, and appends the median to 
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,10 +23,10 @@ from PIL import Image
 from binventory.config.capture import to_plain
 from binventory.config.compose import compose_checked
 from binventory.tasks.predictions import prediction_row, write_csv
+from recording import record
 
 NUM_RUNS, NUM_PHOTOS, NUM_STARTS = 200, 2000, 5
 COUNTS = [1, 2, 3, 4, 5]
-RESULTS = Path(__file__).parent / "results" / "compare.csv"
 
 
 def make_run(folder: Path, number: int, config: dict[str, object]) -> None:
@@ -92,9 +89,6 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
         page_bytes = (Path(scratch) / "outputs" / "compare.html").stat().st_size
     row = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
         "num_runs": NUM_RUNS,
         "num_photos": NUM_PHOTOS,
         "num_pairs": NUM_RUNS * (NUM_RUNS - 1) // 2,
@@ -103,13 +97,7 @@ def main() -> None:
         "max_s": round(max(seconds), 2),
         "page_mb": round(page_bytes / 1e6, 1),
     }
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row)
+    record("compare", [row])
 
 
 if __name__ == "__main__":

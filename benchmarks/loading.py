@@ -17,23 +17,16 @@ on a machine that does nothing else. (What other programs do meanwhile moves suc
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
-import psutil
 import torch
-import torchvision
 from PIL import Image, features
 
 from binventory.config.compose import compose_checked
@@ -42,11 +35,12 @@ from binventory.data.cache.photos import open_photos
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Normalize
+from photos import ABID, counted
+from recording import record
+from rounds import alternate, cpu_seconds
+from usual import make_loader, make_tree
 
 ROUNDS, IMAGE_SIZE, BATCH_SIZE, MIN_SECONDS = 5, 224, 64, 2.0
-ABID = Path(__file__).resolve().parents[2] / "shared" / "abid"
-RESULTS = Path(__file__).parent / "results" / "loading.csv"
-CORES = len(os.sched_getaffinity(0))
 
 
 class Subject:
@@ -70,10 +64,7 @@ class Subject:
         self.module = BinDataModule(self.config.data, self.prepared, self.preprocessing, seed=0, photos=photos)
         self.bins = self.module.bins("train")
         self.array = np.array(photos.pixels)
-        for path, target in zip(self.bins.paths, self.bins.targets, strict=True):
-            link = scratch / "tree" / str(target) / Path(path).name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(Path(path).absolute())
+        self.tree = make_tree(self.bins, scratch / "tree")
 
     def prepare(self) -> PreparedBins:
         """Read and split the bins, with what is known of them under `paths.cache_dir`."""
@@ -93,13 +84,7 @@ class Subject:
 
     def a_loader(self) -> float:
         """An epoch of the source report's loader, workers started beforehand."""
-        steps = torchvision.transforms
-        recipe = [steps.Resize((IMAGE_SIZE, IMAGE_SIZE)), steps.RandomHorizontalFlip(), steps.ToTensor()]
-        recipe.append(steps.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-        photos = torchvision.datasets.ImageFolder(self.scratch / "tree", steps.Compose(recipe))
-        loader = torch.utils.data.DataLoader(
-            photos, BATCH_SIZE, shuffle=True, num_workers=CORES, persistent_workers=True, pin_memory=False
-        )
+        loader = make_loader(self.tree, IMAGE_SIZE, BATCH_SIZE, is_training=True)
         for _ in loader:  # the first epoch starts the workers
             pass
         started = cpu_seconds()
@@ -142,17 +127,6 @@ class Subject:
         return len(photos.pixels) / seconds
 
 
-def cpu_seconds() -> float:
-    """Return what this process and its children, those that ended too, have used of all cores."""
-    own = psutil.Process()
-    ended = own.cpu_times()
-    return (
-        sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
-        + ended.children_user
-        + ended.children_system
-    )
-
-
 def repeated(batches: Callable[[], Iterable[Any]]) -> float:
     """Return photos per CPU second over whole epochs of at least `MIN_SECONDS`, on one thread."""
     num_photos, started = 0, cpu_seconds()
@@ -173,25 +147,10 @@ def subjects(scratch: Path) -> Iterable[Subject]:
         yield Subject("drawn", drawn, scratch)
 
 
-def counted(source: Path, folder: Path) -> Path:
-    """Make a folder of links to the bins with 1 to 5 items: those that are trained on."""
-    for kind, suffix in (("bin-images", ".jpg"), ("metadata", ".json")):
-        (folder / kind).mkdir(parents=True)
-        for document in (source / "metadata").iterdir():
-            if 1 <= json.loads(document.read_bytes())["EXPECTED_QUANTITY"] <= 5:
-                name = document.with_suffix(suffix).name
-                (folder / kind / name).symlink_to((source / kind / name).absolute())
-    return folder
-
-
 def measure(subject: Subject) -> list[dict[str, Any]]:
     """Return a row for each way: medians over the rounds, and its ratio to the usual one of the same round."""
-    ways = subject.ways()
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(ROUNDS):
-        for name in reversed(ways) if number % 2 else ways:
-            found[name].append(ways[name]())
-            print(f"{subject.name} round {number + 1} {name}: {found[name][-1]:,.0f} photos per CPU second", flush=True)
+    print(f"{subject.name}:")
+    found = alternate(subject.ways(), ROUNDS, "{:,.0f} photos per CPU second".format)
     rows = []
     for name, rates in found.items():
         usual = found["pil_loop" if "cache" in name or name == "pil_loop" else "a_loader"]
@@ -212,24 +171,10 @@ def measure(subject: Subject) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and append."""
     torch.set_num_threads(1)
-    about = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{platform.machine()}, {CORES} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pillow": f"{PIL.__version__} (libjpeg-turbo {features.version('libjpeg_turbo')})",
-    }
+    decoder = {"pillow": f"{PIL.__version__} (libjpeg-turbo {features.version('libjpeg_turbo')})"}
     with tempfile.TemporaryDirectory() as scratch:
-        rows = [about | row for subject in subjects(Path(scratch)) for row in measure(subject)]
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(f"{row['photos']:>10} {row['way']:>15} {row['per_cpu_s']:>8,} photos per CPU second, {row['ratio']:.2f}x")
+        rows = [decoder | row for subject in subjects(Path(scratch)) for row in measure(subject)]
+    record("loading", rows)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,12 @@ The cost is the sum of the last two, as a share of the default experiment's step
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -32,9 +29,9 @@ from binventory.bottlenecks.machine import Machine
 from binventory.callbacks.resources import BottleneckReport
 from binventory.config.compose import compose_checked
 from binventory.launch.entry import main as launch
+from recording import record
 
 NUM_PAIRS, NUM_EPOCHS, NUM_STEPS, NUM_LOOKS = 5, 1, 5000, 500
-RESULTS = Path(__file__).parent / "results" / "sampling.csv"
 
 
 class Nothing(pl.LightningModule):
@@ -108,11 +105,7 @@ def main() -> None:
     look = look_us()
     cost_percent = 100 * (statistics.median(added_us) / (1e3 * step_ms) + look / (1e6 * sample_every_s))
     row = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "pytorch-lightning", "psutil")},
-        "load_average": round(os.getloadavg()[1], 1),  # one that is above 1 here tells of others on the machine
+        "psutil": metadata.version("psutil"),
         "num_pairs": NUM_PAIRS,
         "step_ms": round(step_ms, 2),
         "added_us_per_step": round(statistics.median(added_us), 1),
@@ -122,13 +115,7 @@ def main() -> None:
         "cpu_ratio_min": round(min(ratios), 4),
         "cpu_ratio_max": round(max(ratios), 4),
     }
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row)
+    record("sampling", [row])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -53,6 +54,45 @@ def evaluate(
     overrides = list(context.args)
     # `run=DIR` and a plain DIR mean the same; a folder's name may hold characters that Hydra's grammar does not like.
     run_task("evaluate", [run if run.startswith("run=") else "run='{}'".format(run.replace("'", "\\'")), *overrides])
+
+
+@app.command(context_settings=PASS_THROUGH)
+def benchmark(
+    context: typer.Context,
+    max_batch: Annotated[int, typer.Option(min=2, help="The largest batch that is tried.")] = 4096,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long each setting is measured.")] = 3.0,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Also try trainer.compile.", show_default="on a GPU"),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures.")] = None,
+) -> None:
+    """Find the largest batch and the fastest settings of a training on this machine; print the command for them.
+
+    Takes overrides of configs/train.yaml, e.g. `binventory benchmark model=resnet18 data.image_size=224 trainer=gpu`.
+    Needs no data set: it trains on random pixels.
+    """
+    from binventory.config.compose import compose_checked
+    from binventory.errors import ConfigError, UserError
+    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+    from binventory.tracking.run_folder import register_resolvers
+
+    try:
+        if several := {"-m", "--multirun"} & set(context.args):
+            raise ConfigError(f"{several.pop()}: one config is measured; give single values")
+        register_resolvers()
+        config = compose_checked("train", context.args)[0]
+        from binventory.compare.render import write_file
+        from binventory.tasks.benchmark import run as find_fastest
+
+        found = find_fastest(
+            cast(Any, config), context.args, max_batch=max_batch, seconds=seconds, with_compile=compile
+        )
+        if json is not None:
+            write_file("--json", json, dumps(found, indent=2) + "\n")
+    except UserError as error:
+        report_user_error(error)
+        raise typer.Exit(EXIT_USER_ERROR) from error
 
 
 @app.command()

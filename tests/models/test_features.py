@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from binventory.cli import app
 from binventory.config.compose import compose_checked
-from binventory.data import augment
 from binventory.data.cache.pack import FEATURES, META
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.preprocess import Preprocessing
@@ -234,9 +233,7 @@ def test_list_and_prune_know_them(tmp_path: Path, trainer: pl.Trainer) -> None:
     assert not folder.exists()
 
 
-def test_which_runs_want_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_which_runs_want_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = make_photos(tmp_path)
     base = ["data.batch_size=20", "trainer.max_epochs=2"]
     head = [*base, "model.finetune=head"]
@@ -271,8 +268,6 @@ def test_which_runs_want_them(
         said = f"this run looks at {num_seen} photos, and features of 120 would have to be computed first"
         assert capsys.readouterr().err == f"frozen features are not cached: {said}\n"
     assert made(*head, "trainer.overfit_batches=2") is not None
-    monkeypatch.setattr(augment, "ENDLESS", ("max_bad_fraction",))  # stands for a rotation
-    assert made(*head) is None
-    said = "data.max_bad_fraction=0.05 can turn a photo into any number of others"
+    assert made(*head, "data.rotation_degrees=5", "data.brightness=0.2") is None
+    said = "data.rotation_degrees=5.0, data.brightness=0.2: a photo has no end of augmented forms"
     assert capsys.readouterr().err == f"frozen features are not cached: {said}\n"
-    assert made(*head, "data.max_bad_fraction=0") is not None, "0 is off"

@@ -62,7 +62,7 @@ def test_many_signals_in_a_row_are_one(signum: str, num_ranks: int, lab: Lab) ->
     assert job.exit_code == CODES[signum], job.stderr
     assert series.status["state"] == "preempted"
     assert series.status["exit_code"] == CODES[signum]
-    assert series.position()["step"] == 13
+    assert 13 <= series.position()["step"] <= (13 if num_ranks == 1 else 16), "ranks agree every few steps"
     assert "Traceback" not in job.stderr
     job = series.start("resume=auto")
     assert job.wait() == 0, job.stderr
@@ -113,7 +113,7 @@ def test_ranks_leave_together(to: str, rank: int, is_forked: bool, lab: Lab) -> 
     assert job.wait() == 143, job.stderr
     assert time.monotonic() - started < 50, "ranks that hang are killed after a minute"
     assert series.status["state"] == "preempted"
-    assert series.position()["step"] in (13, 14), "the other rank may be a step ahead of the signal"
+    assert 13 <= series.position()["step"] <= 16, "ranks agree every few steps, and at the end of the epoch"
     assert job.stderr.count("stopped by SIGTERM") == 1
     series.forks_ranks = True
     job = series.start("resume=auto")

@@ -28,6 +28,8 @@ from binventory.tracking.run_folder import PRUNE_REQUEST
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 0.1  # between two looks for a file that asks for pruning
+
 
 class Best(NamedTuple):
     """The best epoch so far, counted from 1, and what it reached."""
@@ -76,6 +78,8 @@ class Checkpoints(Checkpoint):
         self._saved_at = 0.0
         self._saved_step = 0
         self._is_due = False
+        self._prune_asked = False
+        self._looked_at = 0.0
 
     # When
 
@@ -101,11 +105,13 @@ class Checkpoints(Checkpoint):
         is_last = trainer.is_last_batch
         if not is_last and (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        is_due, signum, is_pruned = self._stop.agree(
-            self._is_step_due(trainer), self._stop.signum, self._is_prune_asked(trainer)
-        )
+        now = time.monotonic()
+        # Validation, which comes after the last batch, is no time to wait.
+        ask = self._stop.agree if is_last else self._stop.poll
+        is_late, signum, is_pruned = ask(self._is_time_due(now), self._stop.signum, self._is_prune_asked(trainer, now))
+        is_due = bool(is_late) or self._is_step_due(trainer)
         if is_last and not signum:
-            self._is_due = bool(is_due)  # the end of the epoch is a few moments away
+            self._is_due = is_due  # the end of the epoch is a few moments away
         elif is_due or signum:
             num_batches = int(trainer.num_training_batches)
             self._save(trainer, Position(trainer.current_epoch, batch_idx + 1, num_batches, trainer.global_step))
@@ -145,15 +151,22 @@ class Checkpoints(Checkpoint):
         """Give the signals back."""
         self._stop.restore()
 
-    def _is_step_due(self, trainer: pl.Trainer) -> int:
-        steps, minutes = self.every.every_n_steps, self.every.every_n_minutes
-        if steps is not None and trainer.global_step - self._saved_step >= steps:
-            return 1
-        # Clocks differ between ranks; the largest of their answers counts.
-        return int(minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
+    def _is_step_due(self, trainer: pl.Trainer) -> bool:
+        """The same on all ranks."""
+        steps = self.every.every_n_steps
+        return steps is not None and trainer.global_step - self._saved_step >= steps
 
-    def _is_prune_asked(self, trainer: pl.Trainer) -> int:
-        return int(trainer.is_global_zero and (self.folder.parent / PRUNE_REQUEST).exists())
+    def _is_time_due(self, now: float) -> int:
+        """Clocks differ between ranks; the largest of their answers counts."""
+        minutes = self.every.every_n_minutes
+        return int(minutes is not None and now - self._saved_at >= 60 * minutes)
+
+    def _is_prune_asked(self, trainer: pl.Trainer, now: float) -> int:
+        """Looked up ten times a second at most: on a network file system that is no small thing."""
+        if trainer.is_global_zero and not self._prune_asked and now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._prune_asked = (self.folder.parent / PRUNE_REQUEST).exists()
+        return int(self._prune_asked)
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
         if self.monitor is None:

@@ -25,7 +25,7 @@ from binventory.errors import ConfigError
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 # Groups that a config can do without.
-OPTIONAL_GROUPS = ("recipe", "experiment", "hparams_search", "debug")
+OPTIONAL_GROUPS = ("augment", "recipe", "experiment", "hparams_search", "debug")
 
 # Choices that a plugin of another package brings, and the extra that installs it.
 PLUGIN_EXTRAS = {

@@ -89,6 +89,12 @@ class DataConfig:
     resize: str = key("how a photo becomes a square", choices=("squash", "letterbox", "crop"))
     interpolation: str = key("resampling filter", choices=("bilinear", "bicubic"))
     hflip: float = key("probability of a horizontal flip in training", ge=0, le=1)
+    shift: float = key("largest shift in training, as a share of the side; each way, drawn evenly", ge=0, le=0.25)
+    scale: float = key("largest change of size in training: 0.1 draws factors from 1/1.1 to 1.1", ge=0, le=0.5)
+    rotation_degrees: float = key("largest rotation in training, either way", ge=0, le=45)
+    brightness: float = key("largest change of brightness in training: 0.2 draws factors from 0.8 to 1.2", ge=0, lt=1)
+    contrast: float = key("the same for contrast", ge=0, lt=1)
+    saturation: float = key("the same for saturation", ge=0, lt=1)
     batch_size: int = key("global batch, divided over the devices", ge=1)
     cache: bool = key("decode photos once and keep them under paths.cache_dir; false: decode them again every epoch")
     residence: str = key(

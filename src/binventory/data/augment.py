@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from binventory.config.schema import DataConfig
 
-# Keys of `data` whose augmentation can turn a photo into any number of others; 0 switches each off.
-ENDLESS: tuple[str, ...] = ()
+# Draws of a photo that do not hang on each other. The flip's is the first.
+_FLIP, _SHIFT_X, _SHIFT_Y, _SCALE, _ROTATION, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8)
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as Pillow and torchvision have it
 
 _MASK = (1 << 64) - 1
 
 
-def endless_augmentations(data: DataConfig) -> list[str]:
-    """Return what is asked for that can turn a photo into any number of others, as `data.key=value`."""
-    return [f"data.{name}={getattr(data, name)}" for name in ENDLESS if getattr(data, name)]
-
-
-def uniform(seed: int, epoch: int, position: Tensor) -> Tensor:
+def uniform(seed: int, epoch: int, position: Tensor, draw: int = 0) -> Tensor:
     """Draw one number per photo from a counter-based generator (the splitmix64 finaliser).
 
     Args:
         seed: the run's seed.
         epoch: the epoch, from 0.
         position: (B,) int64, the photos' places in their split.
+        draw: which of a photo's independent draws.
 
     Returns:
         (B,) float64 in [0, 1), on the device of `position`.
     """
     state = _mix(_mix(seed) ^ (epoch + 1))
+    if draw:
+        state = _mix(state ^ (draw << 48))
     counter = position * _signed(0x9E3779B97F4A7C15) + _signed(state)
     counter = (counter ^ _shift(counter, 30)) * _signed(0xBF58476D1CE4E5B9)
     counter = (counter ^ _shift(counter, 27)) * _signed(0x94D049BB133111EB)
@@ -51,7 +55,7 @@ def random_flip(pixels: Tensor, position: Tensor, *, probability: float, seed: i
     """
     if probability == 0:
         return pixels
-    flipped = uniform(seed, epoch, position) < probability
+    flipped = uniform(seed, epoch, position, _FLIP) < probability
     return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
 
 
@@ -72,6 +76,114 @@ def random_view(features: Tensor, position: Tensor, *, probability: float, seed:
         return features[:, 0]
     flipped = uniform(seed, epoch, position) < probability
     return torch.where(flipped.view(-1, 1), features[:, 1], features[:, 0])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training photos go through, as a batch on their device. See the keys of `data` for the amounts.
+
+    All of it is safe for counting as long as amounts are small: no photo is cut or erased on purpose, and what comes
+    in at the borders is of one colour. A mirrored border would show items twice.
+
+    Args:
+        data: the `data` config.
+        fill: R, G and B in 0..1 of what lies beyond the borders: the mean of the normalisation.
+        seed: the run's seed.
+    """
+
+    data: DataConfig
+    fill: Sequence[float]
+    seed: int
+
+    def __call__(self, pixels: Tensor, position: Tensor, epoch: int) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            pixels: (B, 3, H, W) uint8.
+            position: (B,) int64, the photos' places in their split.
+            epoch: the epoch, from 0.
+
+        Returns:
+            (B, 3, H, W) uint8 where photos are flipped at most, else float32 in 0..255.
+        """
+        data = self.data
+        pixels = random_flip(pixels, position, probability=data.hflip, seed=self.seed, epoch=epoch)
+        amounts = continuous_augmentations(data)
+        if not amounts:
+            return pixels
+        draws = _Draws(self.seed, epoch, position)
+        photos = pixels.float()
+        if amounts.keys() & {"shift", "scale", "rotation_degrees"}:
+            photos = _moved(photos, self._transforms(draws), photos.new_tensor(self.fill) * 255)
+        for name, draw, change in _PHOTOMETRIC:
+            if name in amounts:
+                photos = change(photos, draws.factor(draw, amounts[name]).float().view(-1, 1, 1, 1))
+        return photos
+
+    def _transforms(self, draws: _Draws) -> Tensor:
+        """Return (B, 2, 3) float32: where in the photo each output place looks, both in -1..1."""
+        angle = math.radians(self.data.rotation_degrees) * draws.signed(_ROTATION)
+        zoom = (math.log1p(self.data.scale) * draws.signed(_SCALE)).exp()
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
+        shift = [2 * self.data.shift * draws.signed(draw) for draw in (_SHIFT_X, _SHIFT_Y)]
+        rows = [torch.stack([cos, sin, shift[0]], dim=1), torch.stack([-sin, cos, shift[1]], dim=1)]
+        return torch.stack(rows, dim=1).float()
+
+
+def continuous_augmentations(data: DataConfig) -> dict[str, float]:
+    """Return the keys of `data`, and their amounts, whose augmentation of a photo is not one of a few."""
+    names = ("shift", "scale", "rotation_degrees", "brightness", "contrast", "saturation")
+    return {name: getattr(data, name) for name in names if getattr(data, name) > 0}
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The random numbers of a batch."""
+
+    seed: int
+    epoch: int
+    position: Tensor
+
+    def signed(self, draw: int) -> Tensor:
+        """Return (B,) float64 in [-1, 1)."""
+        return 2 * uniform(self.seed, self.epoch, self.position, draw) - 1
+
+    def factor(self, draw: int, amount: float) -> Tensor:
+        """Return (B,) float64 in [1 - amount, 1 + amount)."""
+        return 1 + amount * self.signed(draw)
+
+
+def _moved(photos: Tensor, transforms: Tensor, fill: Tensor) -> Tensor:
+    fill = fill.view(1, -1, 1, 1)
+    grid = functional.affine_grid(transforms, list(photos.shape), align_corners=False)
+    return functional.grid_sample(photos - fill, grid, padding_mode="zeros", align_corners=False) + fill
+
+
+def _brightened(photos: Tensor, factor: Tensor) -> Tensor:
+    return (photos * factor).clamp(0, 255)
+
+
+def _contrasted(photos: Tensor, factor: Tensor) -> Tensor:
+    return _blended(photos, _grey(photos).mean(dim=(1, 2, 3), keepdim=True), factor)
+
+
+def _saturated(photos: Tensor, factor: Tensor) -> Tensor:
+    return _blended(photos, _grey(photos), factor)
+
+
+_PHOTOMETRIC = (
+    ("brightness", _BRIGHTNESS, _brightened),
+    ("contrast", _CONTRAST, _contrasted),
+    ("saturation", _SATURATION, _saturated),
+)
+
+
+def _blended(photos: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (other + (photos - other) * factor).clamp(0, 255)
+
+
+def _grey(photos: Tensor) -> Tensor:
+    return (photos * photos.new_tensor(_GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from binventory.config.schema import DataConfig
-from binventory.data.augment import random_flip, random_view
+from binventory.data.augment import Augmentation, random_view
 from binventory.data.cache.batches import PackedBatches
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.cache.residence import place_rows
@@ -66,6 +66,7 @@ class BinDataModule(pl.LightningDataModule):
         self.prepared = prepared
         self.preprocessing = preprocessing
         self.seed = seed
+        self.augmentation = Augmentation(data, preprocessing.mean, seed)
         self.overfit_batches = overfit_batches
         self.photos = photos
         self.features = features
@@ -92,10 +93,13 @@ class BinDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches where they are used; of features, take those of the augmented photo."""
         training = self.trainer if self.trainer is not None and self.trainer.training else None
-        probability, epoch = (0.0, 0) if training is None else (self.data.hflip, training.current_epoch)
-        augment = random_flip if batch.inputs.dtype == torch.uint8 else random_view
-        inputs = augment(batch.inputs, batch.position, probability=probability, seed=self.seed, epoch=epoch)
-        return batch._replace(inputs=inputs)
+        if batch.inputs.ndim == 3:
+            probability, epoch = (0.0, 0) if training is None else (self.data.hflip, training.current_epoch)
+            features = random_view(batch.inputs, batch.position, probability=probability, seed=self.seed, epoch=epoch)
+            return batch._replace(inputs=features)
+        if training is None:
+            return batch
+        return batch._replace(inputs=self.augmentation(batch.inputs, batch.position, training.current_epoch))
 
     def _overfit(self, bins: Bins) -> Bins:
         if self.overfit_batches is None:

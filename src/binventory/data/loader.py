@@ -42,8 +42,9 @@ class Batch(NamedTuple):
     """One batch.
 
     Attributes:
-        inputs: (B, 3, H, W) uint8 pixels; where the frozen backbone's features are cached, (B, num_views, num_features)
-            float32 of each photo and its flip as loaded, (B, num_features) as the network sees them.
+        inputs: (B, 3, H, W) pixels, uint8 or, where augmentation made values in between, float32 in 0..255. Where the
+            frozen backbone's features are cached: (B, num_views, num_features) float32 of each photo and its flip as
+            loaded, (B, num_features) as the network sees them.
         target: (B,) int64, positions in `data.counts`.
         position: (B,) int64, places in the split's bins; -1 where the batch holds no bin.
     """

@@ -26,7 +26,7 @@ class BinNetwork(nn.Module):
         self.backbone = backbone.to(memory_format=self.memory_format)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute outputs (B, num_outputs) from pixels (B, 3, H, W) uint8."""
+        """Compute outputs (B, num_outputs) from pixels (B, 3, H, W), uint8 or floating point in 0..255."""
         outputs: Tensor = self.backbone(self._normalized(pixels))
         return outputs
 
@@ -38,7 +38,7 @@ class BinNetwork(nn.Module):
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Compute outputs (B, num_outputs) from what a `Batch` holds: pixels, or features (B, num_features) float32."""
-        if inputs.dtype == torch.uint8:
+        if inputs.ndim == 4:
             from_pixels: Tensor = self(inputs)
             return from_pixels
         backbone: Any = self.backbone

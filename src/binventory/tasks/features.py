@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from binventory.config.schema import TrainConfig
-from binventory.data.augment import endless_augmentations
+from binventory.data.augment import continuous_augmentations
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.preprocess import Preprocessing
 from binventory.models.features import FrozenFeatures
@@ -38,8 +38,9 @@ def make_features(
 
 
 def _why_not(config: TrainConfig, photos: PackedPhotos, *, num_rows: int) -> str | None:
-    if endless := endless_augmentations(config.data):
-        return f"{', '.join(endless)} can turn a photo into any number of others"
+    if amounts := continuous_augmentations(config.data):
+        said = ", ".join(f"data.{name}={amount}" for name, amount in amounts.items())
+        return f"{said}: a photo has no end of augmented forms"
     # By the config alone, not by what is cached already: a resumed run must decide alike.
     if (num_seen := _num_seen(config, photos)) < num_rows:
         return f"this run looks at {num_seen:,} photos, and features of {num_rows:,} would have to be computed first"

@@ -88,7 +88,7 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
             "train_seconds": round(progress.train_seconds, 3),
             "images_per_second": round(progress.images_per_second, 3),
         }
-        rows = {place: row for part in all_gather_objects(_by_place(module.test_rows)) for place, row in part.items()}
+        rows = {place: row for part in all_gather_objects(_by_place(module)) for place, row in part.items()}
         if trainer.is_global_zero:
             save_bundle(run_dir / "bundle", module.network, module.description)
             predictions = write_predictions(run_dir, data.bins("test"), rows, list(config.data.counts))
@@ -193,13 +193,11 @@ def _load_chosen(module: BinCounter, run_dir: Path, name: str) -> dict[str, Any]
     return chosen
 
 
-def _by_place(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, list[float]]:
+def _by_place(module: BinCounter) -> dict[int, list[float]]:
     """Return this rank's probabilities by position in the test split."""
-    return {
-        position: values
-        for index, probabilities in rows
-        for position, values in zip(index.tolist(), probabilities.tolist(), strict=True)
-    }
+    assert module.test_rows is not None
+    position, probabilities = module.test_rows
+    return dict(zip(position.tolist(), probabilities.tolist(), strict=True))
 
 
 def _objective(figures: dict[str, Any], metric: str | None) -> float | None:

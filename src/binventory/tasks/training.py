@@ -104,6 +104,7 @@ def make_trainer(
         gradient_clip_val=asked.gradient_clip_val,
         sync_batchnorm=asked.sync_batchnorm,
         deterministic=asked.deterministic,
+        benchmark=not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
         limit_train_batches=limit_batches(asked.limit_train_batches, num_batches["train"]),
         limit_val_batches=limit_batches(asked.limit_val_batches, num_batches["val"]),
         limit_test_batches=limit_batches(asked.limit_test_batches, num_batches["test"]),

@@ -1,0 +1,158 @@
+"""`binventory benchmark`, through its command line and, for what takes no memory here, by its search."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from binventory.cli import app
+from binventory.config.compose import compose_checked
+from binventory.tasks import benchmark, step_speed
+from binventory.tasks.benchmark import Search, Tried, bisect
+from binventory.tasks.step_speed import NoMemoryError, Settings, StepSpeed, measure
+
+SMALL = ["data.image_size=32", "data.batch_size=8", "trainer.precision=32-true"]
+PLAIN = Settings(8, "32-true", channels_last=True, compile=False)
+
+
+def config_of(*overrides: str) -> Any:
+    return compose_checked("train", [*SMALL, *overrides])[0]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_on() -> Any:
+    """Lightning turns this on for the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_it_prints_a_table_and_a_command_that_train_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = [*SMALL, "optimizer.lr=0.01", "++trainer.compile=false", "data=abid", "data.source=."]
+    options = ["--max-batch", "16", "--seconds", "20", "--json", "found/speed.json"]
+    monkeypatch.setattr(benchmark, "measure", lambda *given: measure(given[0], given[1], 0.01, given[3]))
+    done = CliRunner().invoke(app, ["benchmark", *said, *options])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.rglob("*")] == ["found", "speed.json"]  # no run folder, no cache
+    found = json.loads((tmp_path / "found" / "speed.json").read_text())
+    tried = {(row["batch_size"], row["channels_last"]): row for row in found["tried"]}
+    assert sorted(tried) == [(8, False), (8, True), (16, False), (16, True)]
+    for (size, _), row in tried.items():
+        assert row["precision"] == "32-true"
+        assert row["problem"] is None
+        assert row["images_per_second"] == pytest.approx(size / row["step_ms"] * 1000, rel=0.01)
+        assert f"{row['images_per_second']:,.1f}" in done.output
+        assert 1e8 < row["peak_memory_bytes"] < psutil.virtual_memory().total
+    assert found["largest_batch"]["batch_size"] == 16
+    assert "above it: --max-batch=16" in done.output
+    command = done.output.splitlines()[-1]
+    assert command == found["command"]
+    words = shlex.split(command)
+    assert words[:2] == ["python", "train.py"]
+    assert words[2:7] == [*SMALL[:1], "optimizer.lr=0.01", "data=abid", "data.source=.", words[6]]
+    config = compose_checked("train", words[2:])[0]
+    assert config.data.batch_size == found["fastest"]["batch_size"]
+    assert config.model.channels_last == found["fastest"]["channels_last"]
+    assert config.trainer.compile is False
+    assert config.trainer.precision == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.batchsize=8"], "error: data.batchsize=8: no such key; did you mean data.batch_size?"),
+        (["model=resent18"], "error: model=resent18: no such choice; did you mean resnet18?"),
+        (["-m", "data.batch_size=8,16"], "error: -m: one config is measured; give single values"),
+        (["trainer=ddp_cpu"], "error: trainer.devices=2: one device is measured"),
+        (["--max-batch", "1"], "Invalid value for '--max-batch'"),
+    ],
+)
+def test_a_mistake_is_answered_as_train_answers_it(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["benchmark", *words])
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+def test_a_step_that_needs_more_memory_than_it_may_take_is_an_error_and_not_the_end() -> None:
+    own = psutil.Process().memory_info()
+    with pytest.raises(NoMemoryError, match="allocate"):
+        measure(config_of("data.image_size=128"), Settings(512, "32-true", True, False), 0.01, own.data + 2**26)
+    # What it took is free again, and so is the process to take it.
+    assert psutil.Process().memory_info().rss < own.rss + 2**26
+    assert torch.zeros(2**28, dtype=torch.uint8).numpy().nbytes == 2**28
+    assert measure(config_of(), PLAIN, 0.01, own.data + 2**30).step_s > 0
+
+
+def test_the_search_stays_within_memory_and_looks_for_the_largest_batch_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_available_memory", lambda: int(100e6 / benchmark.MEMORY_SHARE))
+    monkeypatch.setattr(step_speed, "WARM_UP_STEPS", 1)
+    search = Search(config_of("data.image_size=64", "data.batch_size=64"), max_batch=4096, seconds=60)
+    monkeypatch.setattr(benchmark, "measure", lambda *given: measure(given[0], given[1], 0.01, given[3]))
+    before = psutil.Process().memory_info().rss
+    search.double(PLAIN)
+    largest, limited_by = search.largest(PLAIN)
+    assert limited_by == "out of memory"
+    worked = [tried for tried in search.tried if tried.speed is not None]
+    assert all(tried.speed.peak_bytes < before + 130e6 for tried in worked if tried.speed)
+    assert largest.settings.batch_size == max(tried.settings.batch_size for tried in worked)
+    assert 16 <= largest.settings.batch_size < 256
+    assert max(tried.settings.batch_size for tried in search.tried) <= 256  # nothing hopeless is tried
+
+
+def tried(batch_size: int, step_s: float) -> Tried:
+    return Tried(Settings(batch_size, "32-true", True, False), StepSpeed(step_s, 0))
+
+
+def test_a_step_that_would_take_too_long_is_not_tried() -> None:
+    search = Search(config_of(), max_batch=4096, seconds=1e-9)
+    search.double(PLAIN)
+    assert [tried.settings.batch_size for tried in search.tried] == [8]
+    assert search.largest(PLAIN)[1] == "a step takes over 1e-09 s"
+
+
+def test_of_about_equally_fast_settings_the_smallest_batch_is_proposed() -> None:
+    search = Search(config_of(), max_batch=64, seconds=1)
+    search.tried = [tried(16, 0.020), tried(32, 0.0325), tried(64, 0.064), Tried(PLAIN, None, "out of memory")]
+    assert search.fastest().settings.batch_size == 32
+
+
+@pytest.mark.parametrize("most", [2, 3, 17, 48, 100, 119, 1000])
+def test_bisection_never_says_that_something_fits_that_does_not(most: int) -> None:
+    fits, asked = 1, []
+    while 2 * fits <= most:
+        fits *= 2
+
+    def try_(size: int) -> bool:
+        asked.append(size)
+        return size <= most
+
+    found = bisect(fits, 2 * fits, try_)
+    assert fits <= found <= most
+    assert found >= most - max(1, most // 8) - 8
+    assert len(asked) == len(set(asked)) <= 6
+    assert all(fits < size < 2 * fits for size in asked)
+
+
+def test_the_step_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss comes from the config's network, precision, layout and augmentation, its weights move by the optimizer."""
+    seen: list[Any] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append([parameter.grad for group in self.param_groups for parameter in group["params"]])
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    config = config_of("optimizer.lr=0.001", "trainer.gradient_clip_val=1e-6")
+    measure(config, PLAIN, 0.01, 2**62)
+    assert len(seen) >= 4
+    norm = torch.stack([grad.norm() for grad in seen[-1]]).norm()
+    assert float(norm) == pytest.approx(1e-6, rel=1e-2)
+    assert any(grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last) for grad in seen[-1])

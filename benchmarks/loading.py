@@ -95,7 +95,7 @@ class Subject:
         """Batches as a_loader gives them, from the cache."""
         normalize = Normalize(self.preprocessing)
         for batch in self.module.train_dataloader():
-            flipped = random_flip(batch.pixels, batch.position, probability=0.5, seed=0, epoch=0)
+            flipped = random_flip(batch.inputs, batch.position, probability=0.5, seed=0, epoch=0)
             yield (normalize(flipped).contiguous(), batch.target)
 
     def gathered(self) -> Iterable[tuple[np.ndarray, ...]]:

@@ -23,12 +23,9 @@ import argparse
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -47,7 +44,7 @@ from binventory.data.prepare import prepare_bins
 from binventory.launch.entry import main as launch
 from photos import ABID, COUNTS, counted, draw_photos
 from recording import record
-from rounds import Spent, alternate, ratio, spent_by
+from rounds import Spent, alternate, quietly, ratio, spent_by
 from usual import make_loader, make_tree, train
 
 LR, MOMENTUM = 0.01, 0.9
@@ -171,17 +168,6 @@ class Training:
         """Leave the loader out."""
         with patch("binventory.tasks.train.BinDataModule", FreeData):
             launch("train", self.overrides)
-
-
-def quietly(work: Callable[[], None]) -> None:
-    """Do something whose words nobody needs unless it fails."""
-    said = StringIO()
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            work()
-    except BaseException:
-        print(said.getvalue(), file=sys.stderr)
-        raise
 
 
 def rows_of(training: Training, found: dict[str, list[Spent]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ wandb_app = typer.Typer(no_args_is_help=True, help="What binventory does with We
 app.add_typer(wandb_app, name="wandb")
 sagemaker_app = typer.Typer(no_args_is_help=True, help="Training jobs on Amazon SageMaker, or without it.")
 app.add_typer(sagemaker_app, name="sagemaker")
-cache_app = typer.Typer(no_args_is_help=True, help="Photos that were decoded once and are kept for the next run.")
+cache_app = typer.Typer(no_args_is_help=True, help="Decoded photos and frozen features that are kept for the next run.")
 app.add_typer(cache_app, name="cache")
 
 # Hydra reads what follows the subcommand: overrides and its own flags such as --cfg job.
@@ -258,13 +258,13 @@ CacheDir = Annotated[
 
 @cache_app.command(name="list")
 def list_cache(cache_dir: CacheDir = Path(".cache")) -> None:
-    """Say which photo caches there are: size, number of photos, when they were used last."""
-    from binventory.data.cache.manage import list_photos
+    """Say which caches of photos and features there are: what of, how large, when they were used last."""
+    from binventory.data.cache.manage import list_caches
 
-    for cached in list_photos(cache_dir):
+    for cached in list_caches(cache_dir):
         photos = "" if cached.num_photos is None else f"{cached.num_photos:,} photos, "
         used = cached.last_used.astimezone().strftime("%Y-%m-%d %H:%M")
-        print(f"{cached.folder}: {cached.kind}, {photos}{cached.size_bytes / 1e6:,.1f} MB, last used {used}")
+        print(f"{cached.folder}: {cached.what}, {photos}{cached.size_bytes / 1e6:,.1f} MB, last used {used}")
 
 
 @cache_app.command(name="prune")
@@ -272,18 +272,18 @@ def prune_cache(
     cache_dir: CacheDir = Path(".cache"),
     unused_days: Annotated[float, typer.Option(min=0, help="Keep what a run used within so many days.")] = 30.0,
 ) -> None:
-    """Remove the photo caches that no run used for 30 days; they are made again when a run needs them."""
-    from binventory.data.cache.manage import prune_photos
+    """Remove the caches that no run used for 30 days; they are made again when a run needs them."""
+    from binventory.data.cache.manage import prune_caches
     from binventory.errors import UserError
     from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
 
     try:
-        removed, busy = prune_photos(cache_dir, unused_days)
+        removed, busy = prune_caches(cache_dir, unused_days)
     except UserError as error:
         report_user_error(error)
         raise typer.Exit(EXIT_USER_ERROR) from error
     for cached in removed:
-        print(f"removed {cached.folder} ({cached.kind}, {cached.size_bytes / 1e6:,.1f} MB)")
+        print(f"removed {cached.folder} ({cached.what}, {cached.size_bytes / 1e6:,.1f} MB)")
     for cached in busy:
         print(f"kept {cached.folder}: it is being built")
 

@@ -114,7 +114,7 @@ def test_a_glob_is_every_choice_that_fits() -> None:
 def test_config_dir_adds_choices(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text(
-        "name: resnet26\nweights: none\nfinetune: full\nchannels_last: false\n"
+        "name: resnet26\nweights: none\nfinetune: full\nchannels_last: false\ncache_features: true\n"
     )
     assert compose_checked("train", ["model=mine"], config_dir=str(tmp_path))[0].model.name == "resnet26"
 

@@ -14,7 +14,7 @@ import torch
 from binventory.config.compose import compose_checked
 from binventory.data.cache.batches import PackedBatches
 from binventory.data.cache.photos import PackedPhotos, open_photos
-from binventory.data.cache.residence import place_photos
+from binventory.data.cache.residence import place_rows
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.loader import PADDING, Batch, BatchLoader, BatchSampler, BinDataset, decoded_batches
 from binventory.data.prepare import PreparedBins, prepare_bins
@@ -91,7 +91,7 @@ def loaders(
     samplers = [
         BatchSampler(len(bins.ids), 14, seed=0, shuffle=split == "train", rank=rank, world_size=7) for _ in range(2)
     ]
-    pixels = place_photos(photos.pixels, residence, CPU)
+    pixels = place_rows(photos.pixels, residence, CPU)
     return (
         BatchLoader(
             PackedBatches(pixels, photos.rows[split], bins.targets, photos.bad, samplers[0], CPU),
@@ -127,6 +127,26 @@ def test_padding_of_ranks_and_photos_that_went(residence: str, folder: Path, cap
     assert {Path(paths[2]).name, Path(paths[-1]).name} <= {reason.split("/")[-1].split(":")[0] for reason in reasons}
 
 
+@pytest.mark.parametrize("residence", RESIDENCES)
+def test_features_come_as_photos_do(residence: str, folder: Path) -> None:
+    source = Source(folder, folder / "source")
+    photos = source.pack()
+    targets = source.module(None).bins("test").targets
+    features = np.random.default_rng(0).normal(size=(len(photos.pixels), 2, 5)).astype(np.float32)
+    rows = photos.rows["test"]
+    bad = {int(rows[3]): "gone"}
+    sampler = BatchSampler(len(rows), 14, seed=0, shuffle=False, rank=6, world_size=7)
+    placed = place_rows(features, residence, CPU)
+    loader = BatchLoader(PackedBatches(placed, rows, targets, bad, sampler, CPU), sampler, on_bad="skip")
+    places = [place for batch in sampler for place in batch]
+    inputs = torch.cat([batch.inputs for batch in loader])
+    assert inputs.dtype == torch.float32
+    for place, found in zip(places, inputs.numpy(), strict=True):
+        wanted = features[rows[place]] if place not in (PADDING, 3) else np.zeros((2, 5))
+        np.testing.assert_array_equal(found, wanted)
+    assert PADDING in places
+
+
 def test_on_bad_fail_names_the_photo(folder: Path) -> None:
     source = Source(folder, folder / "source", "data.on_bad=fail")
     gone = Path(source.module(None).bins("train").paths[0])
@@ -141,21 +161,21 @@ def test_a_batch_is_nobody_elses_memory(folder: Path) -> None:
         photos = source.pack()
         source.config.data.residence = residence
         kept = list(source.module(photos).train_dataloader())
-        before = [batch.pixels.clone() for batch in kept]
+        before = [batch.inputs.clone() for batch in kept]
         for batch in source.module(photos).train_dataloader():
-            batch.pixels.zero_()
-        assert all(torch.equal(batch.pixels, then) for batch, then in zip(kept, before, strict=True))
+            batch.inputs.zero_()
+        assert all(torch.equal(batch.inputs, then) for batch, then in zip(kept, before, strict=True))
     assert source.pack().pixels.any(), "nor the cache's"
 
 
 def test_photos_lie_where_they_are_wanted(folder: Path) -> None:
     pixels = Source(folder, folder / "source").pack().pixels
-    assert place_photos(pixels, "auto", CPU) is pixels
-    assert place_photos(pixels, "disk", CPU) is pixels
-    memory = place_photos(pixels, "memory", CPU)
+    assert place_rows(pixels, "auto", CPU) is pixels
+    assert place_rows(pixels, "disk", CPU) is pixels
+    memory = place_rows(pixels, "memory", CPU)
     assert isinstance(memory, np.ndarray)
     assert not np.shares_memory(memory, pixels)
-    assert isinstance(place_photos(pixels, "device", CPU), torch.Tensor)
+    assert isinstance(place_rows(pixels, "device", CPU), torch.Tensor)
     assert not pixels.flags.writeable
 
 
@@ -163,7 +183,7 @@ def test_no_memory_is_one_error() -> None:
     huge = np.broadcast_to(np.zeros(1, np.uint8), (10**9, 1024, 1024, 3))
     for residence in ("memory", "device"):
         with pytest.raises(ConfigError, match=rf"data.residence={residence}: no memory for 3145728.0 GB"):
-            place_photos(huge, residence, CPU)
+            place_rows(huge, residence, CPU)
 
 
 def test_a_photo_that_changes_is_another_cache_and_another_split_is_not(folder: Path, write_bin: Any) -> None:

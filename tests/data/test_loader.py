@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from binventory.data.augment import random_flip, uniform
+from binventory.data.augment import random_flip, random_view, uniform
 from binventory.data.loader import PADDING, BatchLoader, BatchSampler, BinDataset, Bins, decoded_batches
 from binventory.data.preprocess import IMAGENET_MEAN, Normalize, Preprocessing
 from binventory.data.reading import stamp_of
@@ -167,3 +167,14 @@ def test_photo_that_vanished_is_left_out_or_named(photos: Path, caplog: pytest.L
     places = torch.cat([batch.position for batch in evaluating])
     assert len(places) == 20
     assert (places == PADDING).sum() == 3
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_the_view_of_a_photo_is_that_of_its_flip(probability: float) -> None:
+    pixels = torch.arange(40 * 3 * 2 * 5, dtype=torch.uint8).view(40, 3, 2, 5)
+    features = torch.stack([pixels[..., 0].float().flatten(1), pixels.flip(3)[..., 0].float().flatten(1)], dim=1)
+    position = torch.randperm(40)
+    for epoch in (0, 1):
+        draw = {"probability": probability, "seed": 3, "epoch": epoch}
+        flipped = random_flip(pixels, position, **draw)[..., 0].float().flatten(1)
+        assert torch.equal(random_view(features, position, **draw), flipped)

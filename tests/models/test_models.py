@@ -129,6 +129,23 @@ def test_frozen_parts_do_not_move(name: str, finetune: str) -> None:
         assert statistics <= moved
 
 
+def test_statistics_without_parameters_are_frozen_with_what_they_are_in() -> None:
+    """BatchNorm without an affine part has nothing that a gradient could be taken from."""
+
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False), nn.Dropout())
+
+    network = nn.Sequential(block(), nn.BatchNorm2d(3, affine=False), block(), nn.Dropout())
+    for is_frozen in (True, False):
+        network[0].requires_grad_(not is_frozen)
+        network.train()
+        frozen_to_eval(network)
+        modes = [module.training for module in (network[0][1], network[0][2], network[1])]
+        assert modes == [not is_frozen] * 3
+        assert network[2][1].training, "trained"
+        assert network[3].training, "it may be the dropout before the head"
+
+
 def lr_curve(schedule: str, steps: int, **options: float) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = getattr(schedules, schedule)(optimizer, steps_per_epoch=10, max_epochs=steps // 10, **options)

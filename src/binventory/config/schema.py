@@ -119,6 +119,10 @@ class ModelConfig:
     weights: str = key("pretrained weights: a timm tag such as resnet18.tv_in1k, a .safetensors or .pth file, or none")
     finetune: str = key("what is trained", choices=("full", "head", "last_stage"))
     channels_last: bool = key("NHWC memory format: about twice as fast for convolutions")
+    cache_features: bool = key(
+        "with finetune=head and data.cache, compute the frozen backbone's features of each photo once and keep them"
+        " under paths.cache_dir"
+    )
 
 
 @dataclass

@@ -59,6 +59,25 @@ def random_flip(pixels: Tensor, position: Tensor, *, probability: float, seed: i
     return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
 
 
+def random_view(features: Tensor, position: Tensor, *, probability: float, seed: int, epoch: int) -> Tensor:
+    """Take for each photo the features that `random_flip` of its pixels would lead to.
+
+    Args:
+        features: (B, num_views, num_features) float32 of each photo as it is and, where there are two views, flipped.
+        position: (B,) int64, the photos' places in their split.
+        probability: of one photo being flipped.
+        seed: the run's seed.
+        epoch: the epoch, from 0.
+
+    Returns:
+        (B, num_features) float32.
+    """
+    if probability == 0:
+        return features[:, 0]
+    flipped = uniform(seed, epoch, position) < probability
+    return torch.where(flipped.view(-1, 1), features[:, 1], features[:, 0])
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What training photos go through, as a batch on their device. See the keys of `data` for the amounts.

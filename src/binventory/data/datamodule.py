@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 
 from binventory.config.schema import DataConfig
-from binventory.data.augment import Augmentation
+from binventory.data.augment import Augmentation, random_view
 from binventory.data.cache.batches import PackedBatches
 from binventory.data.cache.photos import PackedPhotos
-from binventory.data.cache.residence import place_photos
+from binventory.data.cache.residence import place_rows
 from binventory.data.loader import (
     Batch,
     BatchLoader,
@@ -45,6 +46,8 @@ class BinDataModule(pl.LightningDataModule):
         seed: of the order and the augmentation.
         overfit_batches: train and validate on the first so many batches only.
         photos: the decoded photos; None: they are decoded when they are asked for.
+        features: called when the network is on its device; gives the features of `photos`, (num_photos, num_views,
+            num_features) float32, that take the place of pixels, or None where there can be none.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class BinDataModule(pl.LightningDataModule):
         seed: int,
         overfit_batches: int | None = None,
         photos: PackedPhotos | None = None,
+        features: Callable[[pl.Trainer], npt.NDArray[np.float32] | None] | None = None,
     ) -> None:
         super().__init__()
         self.data = data
@@ -65,6 +69,7 @@ class BinDataModule(pl.LightningDataModule):
         self.augmentation = Augmentation(data, preprocessing.mean, seed)
         self.overfit_batches = overfit_batches
         self.photos = photos
+        self.features = features
 
     def bins(self, split: str) -> Bins:
         """Return the bins of a split in the index's order."""
@@ -86,10 +91,15 @@ class BinDataModule(pl.LightningDataModule):
         return self._loader("test", self.bins("test"), shuffle=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches where they are used."""
-        if self.trainer is None or not self.trainer.training:
+        """Augment training batches where they are used; of features, take those of the augmented photo."""
+        training = self.trainer if self.trainer is not None and self.trainer.training else None
+        if batch.inputs.ndim == 3:
+            probability, epoch = (0.0, 0) if training is None else (self.data.hflip, training.current_epoch)
+            features = random_view(batch.inputs, batch.position, probability=probability, seed=self.seed, epoch=epoch)
+            return batch._replace(inputs=features)
+        if training is None:
             return batch
-        return batch._replace(pixels=self.augmentation(batch.pixels, batch.position, self.trainer.current_epoch))
+        return batch._replace(inputs=self.augmentation(batch.inputs, batch.position, training.current_epoch))
 
     def _overfit(self, bins: Bins) -> Bins:
         if self.overfit_batches is None:
@@ -118,10 +128,11 @@ class BinDataModule(pl.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @cached_property
-    def _placed(self) -> npt.NDArray[np.uint8] | torch.Tensor:
-        """The decoded photos where `data.residence` wants them, once for all splits."""
+    def _placed(self) -> npt.NDArray[Any] | torch.Tensor:
+        """Features, or the decoded photos, where `data.residence` wants them, once for all splits."""
         assert self.photos is not None
-        return place_photos(self.photos.pixels, self.data.residence, self._device)
+        features = self.features(self.trainer) if self.features is not None and self.trainer is not None else None
+        return place_rows(self.photos.pixels if features is None else features, self.data.residence, self._device)
 
 
 def labelled_bins(prepared: PreparedBins, split: str, counts: list[int]) -> Bins:

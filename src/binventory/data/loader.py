@@ -34,7 +34,7 @@ class Bins(NamedTuple):
     stamps: list[tuple[int, int]]  # `stamp_of` each photo when it was indexed
 
 
-# Pixels, target and position of a batch, and why places of it hold no bin.
+# Inputs, target and position of a batch, and why places of it hold no bin.
 Fetched = tuple[tuple[Tensor, Tensor, Tensor], list[str]]
 
 
@@ -42,12 +42,14 @@ class Batch(NamedTuple):
     """One batch.
 
     Attributes:
-        pixels: (B, 3, H, W) uint8; float32 in 0..255 where augmentation made values in between.
+        inputs: (B, 3, H, W) pixels, uint8 or, where augmentation made values in between, float32 in 0..255. Where the
+            frozen backbone's features are cached: (B, num_views, num_features) float32 of each photo and its flip as
+            loaded, (B, num_features) as the network sees them.
         target: (B,) int64, positions in `data.counts`.
         position: (B,) int64, places in the split's bins; -1 where the batch holds no bin.
     """
 
-    pixels: Tensor
+    inputs: Tensor
     target: Tensor
     position: Tensor
 
@@ -197,7 +199,7 @@ class BatchLoader:
             raise InputError(
                 f"{errors[0]}; every photo of this batch changed after it was indexed; prepare the data again"
             )
-        return Batch(batch.pixels[there], batch.target[there], batch.position[there])
+        return Batch(batch.inputs[there], batch.target[there], batch.position[there])
 
 
 def decoded_batches(dataset: BinDataset, sampler: BatchSampler, num_workers: int) -> Iterable[Fetched]:

@@ -135,7 +135,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _load(network: nn.Module, state: dict[str, Tensor], *, source: str, name: str) -> None:
     """Copy weights into everything but the head."""
     own = network.state_dict()
-    head = {key for key in own if key.startswith(tuple(f"{prefix}." for prefix in _head_names(network)))}
+    head = {key for key in own if key.startswith(tuple(f"{prefix}." for prefix in head_names(network)))}
     kept = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in head}
     wrong = [key for key, value in kept.items() if value.shape != own[key].shape]
     missing = sorted(set(own) - head - set(kept))
@@ -150,7 +150,8 @@ def _load(network: nn.Module, state: dict[str, Tensor], *, source: str, name: st
     log.info("%s: loaded %d tensors, new head", source, len(kept))
 
 
-def _head_names(network: nn.Module) -> tuple[str, ...]:
+def head_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules of a timm model that end in its outputs."""
     classifier = cast(dict[str, Any], cast(Any, network).pretrained_cfg).get("classifier", "fc")
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
@@ -165,7 +166,7 @@ def freeze(network: nn.Module, finetune: str) -> None:
     if finetune == "full":
         return
     trained = _last_stage(network) if finetune == "last_stage" else set()
-    heads = tuple(f"{prefix}." for prefix in _head_names(network))
+    heads = tuple(f"{prefix}." for prefix in head_names(network))
     for key, parameter in network.named_parameters():
         parameter.requires_grad = key in trained or key.startswith(heads)
 
@@ -179,10 +180,17 @@ def _last_stage(network: nn.Module) -> set[str]:
 
 
 def frozen_to_eval(module: nn.Module) -> None:
-    """Put parts without a trained parameter into eval mode: frozen BatchNorm keeps its statistics, dropout is off."""
+    """Put parts without a trained parameter into eval mode: frozen BatchNorm keeps its statistics, dropout is off.
+
+    A layer that has statistics but no parameters, BatchNorm without an affine part, goes with the module that it is in:
+    where anything of that is frozen, it is.
+    """
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         module.eval()
         return
+    is_frozen = any(not parameter.requires_grad for parameter in parameters)
     for child in module.children():
+        if is_frozen and not list(child.parameters()) and list(child.buffers()):
+            child.eval()
         frozen_to_eval(child)

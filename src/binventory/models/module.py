@@ -42,7 +42,7 @@ class BinCounter(pl.LightningModule):
     """Trains a network to count.
 
     Args:
-        network: uint8 pixels to outputs.
+        network: uint8 pixels, or features of a frozen backbone, to outputs.
         objective: see `binventory.objectives`.
         counts: the quantities that are classes.
         optimizer: called with the trained parameters.
@@ -100,7 +100,7 @@ class BinCounter(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch."""
-        outputs = self.network(batch.pixels)
+        outputs = self.network.outputs(batch.inputs)
         loss: Tensor = self.objective.loss(outputs, batch.target)
         with torch.no_grad():
             # A number would be copied to the device, and the host would wait for that.
@@ -126,7 +126,7 @@ class BinCounter(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep what the figures need of a batch: nothing is looked at, so nothing waits for the device."""
-        self._evaluated.append((self.network(batch.pixels).float(), batch.target, batch.position))
+        self._evaluated.append((self.network.outputs(batch.inputs).float(), batch.target, batch.position))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep what the figures need of a batch."""

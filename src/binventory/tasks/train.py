@@ -32,6 +32,7 @@ from binventory.models.network import BinNetwork
 from binventory.objectives import make_objective, num_outputs
 from binventory.reports.table import print_results
 from binventory.serving.bundle import describe, load_bundle, save_bundle
+from binventory.tasks.features import make_features
 from binventory.tasks.predictions import write_predictions
 from binventory.tasks.training import make_callbacks, make_checkpoints, make_trainer
 from binventory.tracking.loggers import finish_loggers, log_provenance, log_results
@@ -60,13 +61,15 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
         print(*prepared.summary.lines(), sep="\n", flush=True)
     preprocessing = make_preprocessing(config.data, prepared)
     module = make_module(config, backbone, preprocessing, is_resumed=checkpoint is not None)
+    photos = open_photos(config.data, config.paths, prepared, preprocessing) if config.data.cache else None
     data = BinDataModule(
         config.data,
         prepared,
         preprocessing,
         seed=config.seed,
         overfit_batches=config.trainer.overfit_batches,
-        photos=open_photos(config.data, config.paths, prepared, preprocessing) if config.data.cache else None,
+        photos=photos,
+        features=make_features(config, module.network, preprocessing, photos),
     )
     progress = ProgressReport(config.callbacks.progress.every_n_steps)
     checkpoints = make_checkpoints(config, run_dir, prepared.fingerprint, checkpoint)

@@ -90,6 +90,9 @@ def make_trainer(
     """Build the Lightning Trainer that a config asks for, and its loggers."""
     resumed_step = None if resumed is None else read_checkpoint(resumed)["global_step"]
     asked = config.trainer
+    num_batches = {
+        split: math.ceil(len(data.bins(split).ids) / config.data.batch_size) for split in ("train", "val", "test")
+    }
     return pl.Trainer(
         max_epochs=asked.max_epochs,
         accelerator=asked.accelerator,
@@ -102,9 +105,9 @@ def make_trainer(
         sync_batchnorm=asked.sync_batchnorm,
         deterministic=asked.deterministic,
         benchmark=not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
-        limit_train_batches=_batches(asked.limit_train_batches, data, "train"),
-        limit_val_batches=_batches(asked.limit_val_batches, data, "val"),
-        limit_test_batches=_batches(asked.limit_test_batches, data, "test"),
+        limit_train_batches=limit_batches(asked.limit_train_batches, num_batches["train"]),
+        limit_val_batches=limit_batches(asked.limit_val_batches, num_batches["val"]),
+        limit_test_batches=limit_batches(asked.limit_test_batches, num_batches["test"]),
         log_every_n_steps=asked.log_every_n_steps,
         profiler=_profiler(asked.profiler, run_dir),
         default_root_dir=run_dir,
@@ -126,9 +129,8 @@ def choose_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def _batches(limit: float | None, data: BinDataModule, split: str) -> int | None:
+def limit_batches(limit: float | None, num_batches: int) -> int | None:
     """Turn a share into a number of batches, at least one: Lightning refuses a share that comes to less."""
-    num_batches = math.ceil(len(data.bins(split).ids) / data.data.batch_size)
     if limit is None or num_batches == 0:
         return None if num_batches else 0  # without validation photos Lightning would warn of an empty loader
     return int(limit) if limit >= 1 else max(1, int(limit * num_batches))

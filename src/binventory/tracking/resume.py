@@ -26,6 +26,7 @@ OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "resume_sweep", "logger", "pa
 # the photos lie is one of them because the checkpoint knows the data's fingerprint.
 HARMLESS = (
     *OUTSIDE_FINGERPRINT, "check", "s3", "data.source", "data.num_workers", "data.cache", "data.residence",
+    "model.cache_features",  # rounds otherwise, no more
     "callbacks.checkpoint", "callbacks.progress", "callbacks.resources", "callbacks.trace", "trainer.log_every_n_steps",
     "trainer.profiler",
 )  # fmt: skip

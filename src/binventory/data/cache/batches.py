@@ -1,4 +1,4 @@
-"""Batches out of decoded photos: one gather for a whole batch, no work per photo."""
+"""Batches out of a pack: one gather for a whole batch, no work per photo."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,11 @@ class PackedBatches:
     """The batches of a split, as `binventory.data.loader.decoded_batches` gives them, but for their memory layout.
 
     Pixels are (B, 3, H, W) uint8 as there; their strides are those of channels_last, in which photos are decoded.
+    Frozen features come in their place as (B, num_views, num_features) float32.
 
     Args:
-        pixels: (N, H, W, 3) uint8: an array in memory or mapped from a file, or a tensor on the device.
+        source: (N, H, W, 3) uint8 pixels or (N, num_views, num_features) float32 features: an array in memory or mapped
+            from a file, or a tensor on the device.
         rows: (num_bins,) the row of each bin of the split.
         targets: (num_bins,) positions in `data.counts`.
         bad: row -> why it holds no photo.
@@ -33,14 +36,14 @@ class PackedBatches:
 
     def __init__(
         self,
-        pixels: npt.NDArray[np.uint8] | Tensor,
+        source: npt.NDArray[Any] | Tensor,
         rows: Places,
         targets: Sequence[int],
         bad: Mapping[int, str],
         sampler: BatchSampler,
         device: torch.device,
     ) -> None:
-        self.pixels = pixels
+        self.source = source
         self.rows = rows
         self.targets = np.array(targets, dtype=np.int64)
         self.bad = bad
@@ -49,30 +52,33 @@ class PackedBatches:
         self._bad_rows = np.array(sorted(bad), dtype=np.int64)
 
     def __iter__(self) -> Iterator[Fetched]:
-        if self.device.type == "cuda" and not isinstance(self.pixels, Tensor):
+        if self.device.type == "cuda" and not isinstance(self.source, Tensor):
             return self._copied_ahead()
         return map(self._fetch, self.sampler.batches())
 
     def _fetch(self, places: Places) -> Fetched:
-        rows = self.rows[places]  # of padding: any; it becomes black below
+        rows = self.rows[places]  # of padding: any; it becomes zeros below
         position, target, errors = places, self.targets[places], []
         is_bad = np.isin(rows, self._bad_rows) & (places != PADDING)
         is_empty = is_bad | (places == PADDING)
-        pixels = self._gather(rows)
+        inputs = self._gather(rows)
         if is_empty.any():
             errors = [self.bad[row] for row in rows[is_bad].tolist()]
             position, target = np.where(is_empty, PADDING, places), np.where(is_empty, 0, target)
-            pixels[torch.from_numpy(is_empty).to(pixels.device)] = 0
-        return (pixels.permute(0, 3, 1, 2), torch.from_numpy(target), torch.from_numpy(position)), errors
+            inputs[torch.from_numpy(is_empty).to(inputs.device)] = 0
+        if inputs.ndim == 4:  # photos
+            inputs = inputs.permute(0, 3, 1, 2)
+        return (inputs, torch.from_numpy(target), torch.from_numpy(position)), errors
 
     def _gather(self, rows: Places) -> Tensor:
-        """Return (B, H, W, 3) uint8 in memory of its own."""
-        if isinstance(self.pixels, Tensor):
-            return self.pixels.index_select(0, torch.from_numpy(rows).to(self.pixels.device, non_blocking=True))
+        """Return the rows in memory of their own."""
+        if isinstance(self.source, Tensor):
+            return self.source.index_select(0, torch.from_numpy(rows).to(self.source.device, non_blocking=True))
         if self.device.type != "cuda":
-            return torch.from_numpy(np.take(self.pixels, rows, axis=0))
-        pinned = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        np.take(self.pixels, rows, axis=0, out=pinned.numpy(), mode="clip")  # any other mode writes to a buffer first
+            return torch.from_numpy(np.take(self.source, rows, axis=0))
+        dtype = torch.uint8 if self.source.dtype == np.uint8 else torch.float32
+        pinned = torch.empty((len(rows), *self.source.shape[1:]), dtype=dtype, pin_memory=True)
+        np.take(self.source, rows, axis=0, out=pinned.numpy(), mode="clip")  # any other mode writes to a buffer first
         return pinned
 
     def _copied_ahead(self) -> Iterator[Fetched]:
@@ -96,9 +102,9 @@ class _Copy:
     """A batch on its way to a GPU."""
 
     def __init__(self, fetched: Fetched, stream: torch.cuda.Stream) -> None:
-        (pixels, *small), self.errors = fetched
+        tensors, self.errors = fetched
         with torch.cuda.stream(stream):
-            self.tensors = [part.to(stream.device, non_blocking=True) for part in (pixels, *small)]
+            self.tensors = [tensor.to(stream.device, non_blocking=True) for tensor in tensors]
         self.done = stream.record_event()
 
     def received(self) -> Fetched:
@@ -107,5 +113,5 @@ class _Copy:
         current.wait_event(self.done)
         for tensor in self.tensors:
             tensor.record_stream(current)  # else its memory could be given away while it is read
-        pixels, target, position = self.tensors
-        return (pixels, target, position), self.errors
+        inputs, target, position = self.tensors
+        return (inputs, target, position), self.errors

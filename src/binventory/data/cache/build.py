@@ -1,17 +1,18 @@
-"""Building a pack: every photo is decoded once, by all cores, and what was decoded before a kill is kept."""
+"""Building a pack: every row is made once, and what was made before a kill is kept."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,12 @@ class PhotoFile(NamedTuple):
     stamp: tuple[int, int]
 
 
+# From the numbers of some rows to the rows, in C order, and why some of them are not what they should be.
+MakeRows = Callable[[range], tuple[npt.NDArray[Any], dict[int, str]]]
+
+
 class Block(NamedTuple):
-    """A block that is on disk; `bad` says why rows of it are black, and a block with such rows counts as not built."""
+    """A block that is on disk; `bad` says why rows of it are no good, and a block with such rows is not built."""
 
     number: int
     checksum: str
@@ -42,7 +47,7 @@ class Block(NamedTuple):
 
 
 def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing, num_workers: int) -> dict[int, str]:
-    """Make a pack whole, whatever there is of it; another process that builds it is waited for.
+    """Make a pack of decoded photos whole; see `build_rows`.
 
     Args:
         pack: where, and what of.
@@ -51,7 +56,23 @@ def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing,
         num_workers: threads that decode. The decoder runs outside the interpreter's lock, so threads use all cores.
 
     Returns:
-        Row -> why its photo could not be read. Then the pack is not finished: the next `build` tries again.
+        Row -> why its photo could not be read; the row is black.
+    """
+    decode = partial(_decode, photos, preprocessing)
+    return build_rows(pack, decode, num_workers, f"decoding photos to {preprocessing.image_size} pixels, once")
+
+
+def build_rows(pack: Pack, make: MakeRows, num_workers: int, label: str) -> dict[int, str]:
+    """Make a pack whole, whatever there is of it; another process that builds it is waited for.
+
+    Args:
+        pack: where, and what of.
+        make: gives rows of it.
+        num_workers: threads that call `make`.
+        label: what the progress line calls this.
+
+    Returns:
+        Row -> what is wrong with it. Then the pack is not finished: the next build tries again.
 
     Raises:
         ConfigError: the folder cannot be written to, or has no room.
@@ -61,11 +82,9 @@ def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing,
         if damage is None:
             return {}
         if pack.is_finished():
-            print(f"photo cache {pack.folder}: {damage}; made again", file=sys.stderr, flush=True)
+            print(f"{pack.kind.name} {pack.folder}: {damage}; made again", file=sys.stderr, flush=True)
         with _opened(pack) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
-            blocks = _build_blocks(
-                _Builder(pack, photos, preprocessing, pack.known_blocks(), file, journal), num_workers
-            )
+            blocks = _build_blocks(_Builder(pack, make, pack.known_blocks(), file, journal), num_workers, label)
             os.fsync(file)
         bad = {row: reason for block in blocks for row, reason in block.bad.items()}
         if not bad:
@@ -79,8 +98,7 @@ class _Builder:
     """What every thread needs to build any block."""
 
     pack: Pack
-    photos: Sequence[PhotoFile]
-    preprocessing: Preprocessing
+    make: MakeRows
     known: dict[int, str]
     file: int
     journal: FileIO
@@ -89,27 +107,30 @@ class _Builder:
         """Put a block on disk, unless it is there and whole, and write down that it is."""
         if number in self.known and self.pack.checksum(number) == self.known[number]:
             return Block(number, self.known[number], {})
-        pixels, bad = self._decode(self.pack.blocks[number])
-        checksum = self.pack.write_block(self.file, number, pixels)
+        rows, bad = self.make(self.pack.blocks[number])
+        checksum = self.pack.write_block(self.file, number, rows)
         if not bad:
             self.journal.write(f"{number} {checksum}\n".encode())  # one write: lines of two threads do not mix
         return Block(number, checksum, bad)
 
-    def _decode(self, rows: range) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-        pixels = np.zeros((len(rows), self.pack.image_size, self.pack.image_size, 3), dtype=np.uint8)
-        bad = {}
-        for place, row in enumerate(rows):
-            path, stamp = self.photos[row]
-            try:
-                photo = self.preprocessing.pixels(read_photo(Path(path), stamp), path)
-            except PhotoError as error:
-                bad[row] = str(error)
-                continue
-            pixels[place] = photo.permute(1, 2, 0).numpy()
-        return pixels, bad
+
+def _decode(
+    photos: Sequence[PhotoFile], preprocessing: Preprocessing, rows: range
+) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+    pixels = np.zeros((len(rows), preprocessing.image_size, preprocessing.image_size, 3), dtype=np.uint8)
+    bad = {}
+    for place, row in enumerate(rows):
+        path, stamp = photos[row]
+        try:
+            photo = preprocessing.pixels(read_photo(Path(path), stamp), path)
+        except PhotoError as error:
+            bad[row] = str(error)
+            continue
+        pixels[place] = photo.permute(1, 2, 0).numpy()
+    return pixels, bad
 
 
-def _build_blocks(builder: _Builder, num_workers: int) -> list[Block]:
+def _build_blocks(builder: _Builder, num_workers: int, label: str) -> list[Block]:
     """Build all blocks on threads and say how far it is."""
     pack = builder.pack
     blocks: list[Block] = []
@@ -122,7 +143,7 @@ def _build_blocks(builder: _Builder, num_workers: int) -> list[Block]:
 
     with ThreadPoolExecutor(num_workers, thread_name_prefix="pack") as threads:
         try:
-            for _ in track(rows(), pack.num_photos, f"decoding photos to {pack.image_size} pixels, once"):
+            for _ in track(rows(), pack.num_photos, label):
                 pass
         finally:
             threads.shutdown(cancel_futures=True)  # after an interrupt only the blocks under way are waited for
@@ -131,12 +152,12 @@ def _build_blocks(builder: _Builder, num_workers: int) -> list[Block]:
 
 @contextmanager
 def _opened(pack: Pack) -> Iterator[int]:
-    """Open the file of the pixels at its full size; what it held stays, for readers that have it mapped too."""
+    """Open the file of the rows at its full size; what it held stays, for readers that have it mapped too."""
     was_there = pack.path.exists()
     descriptor = os.open(pack.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            # now, and not in the middle: a full disk is known before anything is decoded
+            # now, and not in the middle: a full disk is known before any work is done
             os.posix_fallocate(descriptor, 0, pack.size_bytes)
         except OSError:
             if not was_there:
@@ -159,10 +180,10 @@ def _writing(pack: Pack) -> Iterator[None]:
         if error.errno in NO_ROOM:
             size = f"{pack.size_bytes / 1e9:.1f} GB" if pack.size_bytes >= 1e8 else f"{pack.size_bytes / 1e6:.1f} MB"
             raise ConfigError(
-                f"paths.cache_dir: {pack.folder} has no room for {size} of decoded photos ({reason}); make some,"
-                " name another folder, or set data.cache=false"
+                f"paths.cache_dir: {pack.folder} has no room for {size} of {pack.kind.rows} ({reason}); make some,"
+                f" name another folder, or set {pack.kind.without}"
             ) from error
         raise ConfigError(
             f"paths.cache_dir: {pack.folder} cannot be written to ({reason}); name another folder, or set"
-            " data.cache=false"
+            f" {pack.kind.without}"
         ) from error

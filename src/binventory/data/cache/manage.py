@@ -1,4 +1,4 @@
-"""What photo caches there are, and removing those that nobody uses."""
+"""What caches of photos and features there are, and removing those that nobody uses."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from binventory.data.cache.pack import JOURNAL, LOCK, META, PHOTOS, read_meta
+from binventory.data.cache.pack import FEATURES, JOURNAL, LOCK, META, PHOTOS, Kind, read_meta
 from binventory.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class CachedPhotos:
-    """One folder of decoded photos.
+class Cached:
+    """One folder of decoded photos or of frozen features.
 
     Attributes:
         folder: where.
-        kind: size, resize mode and interpolation, in words; "unfinished" where it was not built to its end.
-        num_photos: rows; None: unfinished.
+        what: size, resize mode and interpolation of photos, network and precision of features; "unfinished" where it
+            was not built to its end.
+        num_photos: how many it is of; None: unfinished.
         size_bytes: on disk.
         last_used: when a run last opened it, or a build last wrote to it.
     """
 
     folder: Path
-    kind: str
+    what: str
     num_photos: int | None
     size_bytes: int
     last_used: datetime
 
 
-def list_photos(cache_dir: Path) -> list[CachedPhotos]:
-    """Return the photo caches under `paths.cache_dir`, the one used last first."""
-    found = [_look_at(path.parent) for path in cache_dir.glob(f"photos/*/{PHOTOS}")]
+def list_caches(cache_dir: Path) -> list[Cached]:
+    """Return the caches of photos and features under `paths.cache_dir`, the one used last first."""
+    kinds = (PHOTOS, FEATURES)
+    found = [_look_at(path.parent, kind) for kind in kinds for path in cache_dir.glob(f"{kind.folder}/*/{kind.file}")]
     return sorted(found, key=lambda cached: cached.last_used, reverse=True)
 
 
-def prune_photos(cache_dir: Path, unused_days: float) -> tuple[list[CachedPhotos], list[CachedPhotos]]:
-    """Remove the photo caches that no run opened for so many days.
+def prune_caches(cache_dir: Path, unused_days: float) -> tuple[list[Cached], list[Cached]]:
+    """Remove the caches that no run opened for so many days.
 
-    A run that reads one keeps its photos: the disk gets their room back when it ends.
+    A run that reads one keeps its rows: the disk gets their room back when it ends.
 
     Returns:
         What was removed, and what would have been but is being built at this moment.
@@ -51,7 +54,7 @@ def prune_photos(cache_dir: Path, unused_days: float) -> tuple[list[CachedPhotos
 
     latest = datetime.now(UTC) - timedelta(days=unused_days)
     removed, busy = [], []
-    for cached in list_photos(cache_dir):
+    for cached in list_caches(cache_dir):
         if cached.last_used > latest:
             continue
         try:
@@ -68,12 +71,17 @@ def prune_photos(cache_dir: Path, unused_days: float) -> tuple[list[CachedPhotos
     return removed, busy
 
 
-def _look_at(folder: Path) -> CachedPhotos:
-    files = [path.stat() for name in (PHOTOS, META, JOURNAL, LOCK) if (path := folder / name).exists()]
+def _look_at(folder: Path, kind: Kind) -> Cached:
+    files = [path.stat() for name in (kind.file, META, JOURNAL, LOCK) if (path := folder / name).exists()]
     meta = read_meta(folder)
-    kind, num_photos = "unfinished", None
+    what, num_photos = "unfinished", None
     if meta is not None:
-        facts = meta["facts"]
-        kind, num_photos = f"{facts['image_size']} {facts['resize']} {facts['interpolation']}", meta["num_photos"]
+        what, num_photos = _in_words(kind, meta["facts"]), meta["num_photos"]
     last_used = datetime.fromtimestamp(max(status.st_mtime for status in files), UTC)
-    return CachedPhotos(folder, kind, num_photos, sum(512 * status.st_blocks for status in files), last_used)
+    return Cached(folder, what, num_photos, sum(512 * status.st_blocks for status in files), last_used)
+
+
+def _in_words(kind: Kind, facts: dict[str, Any]) -> str:
+    if kind == FEATURES:
+        return f"features of {facts['model']}, {facts['precision']}"
+    return f"{facts['image_size']} {facts['resize']} {facts['interpolation']}"

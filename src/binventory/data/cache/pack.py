@@ -1,9 +1,10 @@
-"""What a pack is: the photos of an index at one size, row after row in one file, and what makes it whole."""
+"""What a pack is: what was made of the photos of an index, row after row in one file, and what makes it whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from binventory.files import write_json
 
 FORMAT = 1  # raise it when the files of a pack change their meaning
-PHOTOS, META, JOURNAL, LOCK = "photos.u8", "meta.json", "blocks.txt", "lock"
+META, JOURNAL, LOCK = "meta.json", "blocks.txt", "lock"
 
 MAX_BLOCK_ROWS, MAX_BLOCK_BYTES = 64, 16 * 2**20
 NUM_CHECKED_BLOCKS = 4  # when a pack is opened whose file nobody wrote to since
@@ -28,28 +29,60 @@ NUM_CHECKED_BLOCKS = 4  # when a pack is opened whose file nobody wrote to since
 _JOURNAL_LINE = re.compile(r"(\d+) ([0-9a-f]{64})\n")
 
 
-@dataclass(frozen=True)
-class Pack:
-    """A folder that holds, or will hold, decoded photos.
-
-    `photos.u8` is (num_photos, image_size, image_size, 3) uint8 in C order, RGB, without a header. `meta.json` is
-    written last: a folder without it is not finished, and `blocks.txt` says which blocks of rows are.
+class Kind(NamedTuple):
+    """What packs of a kind hold.
 
     Attributes:
-        folder: `<paths.cache_dir>/photos/<key>`.
-        facts: plain values that the pixels depend on, `Preprocessing.pixel_facts` and a hash over all photos.
-        num_photos: rows.
-        image_size: side of the square photos, in pixels.
+        folder: its name below `paths.cache_dir`.
+        file: name of the file of the rows.
+        dtype: of the rows.
+        name: what messages call such a pack.
+        rows: what they call its rows.
+        without: the override that does without such packs.
     """
 
+    folder: str
+    file: str
+    dtype: str
+    name: str
+    rows: str
+    without: str
+
+
+PHOTOS = Kind("photos", "photos.u8", "uint8", "photo cache", "decoded photos", "data.cache=false")
+FEATURES = Kind("features", "features.f32", "float32", "feature cache", "frozen features", "model.cache_features=false")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A folder that holds, or will hold, what was made of photos.
+
+    The file of the rows is of `shape`, in C order, without a header. `meta.json` is written last: a folder without it
+    is not finished, and `blocks.txt` says which blocks of rows are.
+
+    Attributes:
+        kind: decoded photos, (num_photos, image_size, image_size, 3) uint8 RGB, or frozen features,
+            (num_photos, num_views, num_features) float32.
+        folder: `<paths.cache_dir>/<kind>/<key>`.
+        facts: plain values that the rows depend on.
+        shape: of all rows together.
+    """
+
+    kind: Kind
     folder: Path
     facts: dict[str, Any]
-    num_photos: int
-    image_size: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def at(cls, cache_dir: Path, kind: Kind, facts: dict[str, Any], shape: tuple[int, ...]) -> Pack:
+        """Return the pack of some facts, at the place below `paths.cache_dir` that they decide."""
+        facts = {"format": FORMAT, **facts}
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(kind, cache_dir / kind.folder / key, facts, shape)
 
     @classmethod
     def of(cls, cache_dir: Path, pixel_facts: dict[str, Any], photo_hashes: Iterable[str], num_photos: int) -> Pack:
-        """Return the pack of some photos, at the place that its content decides.
+        """Return the pack of some photos, decoded.
 
         Args:
             cache_dir: `paths.cache_dir`.
@@ -60,28 +93,32 @@ class Pack:
         digest = hashlib.sha256()
         for photo_hash in photo_hashes:
             digest.update(photo_hash.encode())
-        facts = {"format": FORMAT, **pixel_facts, "photos": digest.hexdigest()}
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(cache_dir / "photos" / key, facts, num_photos, pixel_facts["image_size"])
+        side = pixel_facts["image_size"]
+        return cls.at(cache_dir, PHOTOS, {**pixel_facts, "photos": digest.hexdigest()}, (num_photos, side, side, 3))
 
     @property
     def path(self) -> Path:
-        """The file of the pixels."""
-        return self.folder / PHOTOS
+        """The file of the rows."""
+        return self.folder / self.kind.file
+
+    @property
+    def num_photos(self) -> int:
+        """Rows: there is one for each photo."""
+        return self.shape[0]
 
     @property
     def row_bytes(self) -> int:
-        """Size of one photo."""
-        return 3 * self.image_size**2
+        """Size of one row."""
+        return math.prod(self.shape[1:]) * np.dtype(self.kind.dtype).itemsize
 
     @property
     def size_bytes(self) -> int:
-        """Size of all photos."""
+        """Size of all rows."""
         return self.num_photos * self.row_bytes
 
     @cached_property
     def blocks(self) -> list[range]:
-        """The rows of each block: what is decoded, written and checked as one."""
+        """The rows of each block: what is made, written and checked as one."""
         step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // self.row_bytes))
         return [range(first, min(first + step, self.num_photos)) for first in range(0, self.num_photos, step)]
 
@@ -101,9 +138,9 @@ class Pack:
         try:
             status = self.path.stat()
         except OSError as error:
-            return f"{PHOTOS}: {error.strerror}"
+            return f"{self.kind.file}: {error.strerror}"
         if status.st_size != self.size_bytes:
-            return f"{PHOTOS} has {status.st_size:,} bytes instead of {self.size_bytes:,}"
+            return f"{self.kind.file} has {status.st_size:,} bytes instead of {self.size_bytes:,}"
         checksums: list[str] = meta["blocks"]
         looked_at = list(range(len(checksums)))
         is_untouched = status.st_mtime_ns == meta["mtime_ns"]
@@ -125,9 +162,9 @@ class Pack:
             file.seek(rows.start * self.row_bytes)
             return hashlib.sha256(file.read(len(rows) * self.row_bytes)).hexdigest()
 
-    def write_block(self, descriptor: int, number: int, pixels: npt.NDArray[np.uint8]) -> str:
-        """Write a block of pixels, (rows, image_size, image_size, 3) in C order, and return its SHA-256."""
-        data = memoryview(pixels.data).cast("B")
+    def write_block(self, descriptor: int, number: int, rows: npt.NDArray[Any]) -> str:
+        """Write the rows of a block, in C order, and return its SHA-256."""
+        data = memoryview(rows.data).cast("B")
         position = self.blocks[number].start * self.row_bytes
         written = 0
         while written < len(data):
@@ -141,6 +178,12 @@ class Pack:
             **{"mtime_ns": self.path.stat().st_mtime_ns, "blocks": checksums},
         }
         write_json(self.folder / META, {**content, "sha256": _digest(content)})
+
+    def mapped(self) -> npt.NDArray[Any]:
+        """Return the rows, `shape`, mapped from the file and read-only; for `binventory cache prune` it is used now."""
+        with suppress(OSError):  # a folder that is only read has no use for it
+            os.utime(self.folder / META)
+        return np.asarray(np.memmap(self.path, self.kind.dtype, "r", shape=self.shape))
 
     def known_blocks(self) -> dict[int, str]:
         """Return the checksum of each block that was written earlier, of a finished pack or of one under way."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from binventory.config.schema import DataConfig, PathsConfig
 from binventory.data.cache.build import PhotoFile, build
-from binventory.data.cache.pack import META, Pack
+from binventory.data.cache.pack import Pack
 from binventory.data.prepare import PreparedBins
 from binventory.data.preprocess import Preprocessing
 
@@ -59,11 +58,7 @@ def open_photos(
     if not pack.is_finished() or pack.find_damage() is not None:
         num_workers = len(os.sched_getaffinity(0)) if data.num_workers is None else max(1, data.num_workers)
         bad = build(pack, _files(table), preprocessing, num_workers)
-    with suppress(OSError):  # for `binventory cache prune`; a folder that is only read has no use for it
-        os.utime(pack.folder / META)
-    shape = (pack.num_photos, pack.image_size, pack.image_size, 3)
-    pixels = np.asarray(np.memmap(pack.path, np.uint8, "r", shape=shape))
-    return PackedPhotos(pack.folder, pixels, rows, bad)
+    return PackedPhotos(pack.folder, pack.mapped(), rows, bad)
 
 
 def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:

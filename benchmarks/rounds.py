@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import NamedTuple, TypeVar
 
 import psutil
@@ -44,6 +47,17 @@ def spent_by(work: Callable[[], object]) -> Spent:
     cpu_s, started = cpu_seconds(), time.perf_counter()
     work()
     return Spent(time.perf_counter() - started, cpu_seconds() - cpu_s)
+
+
+def quietly(work: Callable[[], None]) -> None:
+    """Do something whose words nobody needs unless it fails."""
+    said = StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            work()
+    except BaseException:
+        print(said.getvalue(), file=sys.stderr)
+        raise
 
 
 def cpu_seconds() -> float:

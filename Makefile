@@ -1,12 +1,13 @@
 # make demo: set up, train the default experiment, predict photos it has not seen
 # make test: set up, run the tests            make lint: format, lint, types
+# make bench: the speed comparisons, small ones, half an hour on two cores: docs/performance.md
 # make audit: known vulnerabilities of what is installed; fails where that cannot be told
 PYTHON ?= python3
 BIN := .venv/bin
 # In this mode installed Hydra plugins and the configs are found from the checkout.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat
 
-.PHONY: demo test lint audit format clean
+.PHONY: demo test lint audit bench format clean
 
 demo: .venv/.demo
 	$(BIN)/python train.py
@@ -23,6 +24,14 @@ lint: .venv/.dev
 
 audit: .venv/.dev
 	$(BIN)/python .ci/audit.py
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/training.py --photos 128 --epochs 1 --rounds 3
+	$(BIN)/python benchmarks/time_to_accuracy.py
+	$(BIN)/python benchmarks/starting.py --rounds 3
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/compare.py
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -19,8 +19,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 FIRST_COLUMN = "date"
 
 
-def record(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> None:
-    """Append rows to `<folder>/<name>.csv` and print them.
+def record(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to `results/<name>.csv` and print them.
 
     Lines that are there stay as they are. A column that is new becomes the last one, empty in earlier lines; one that a
     row does not have stays empty in it.
@@ -28,7 +28,7 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS)
     Raises:
         ValueError: the file that is there is not one of results.
     """
-    path = folder / f"{name}.csv"
+    path = RESULTS / f"{name}.csv"
     columns, lines = _read(path)
     added = [{**about(), **row} for row in rows]
     columns = list(dict.fromkeys([*columns, *(column for row in added for column in row)]))
@@ -62,8 +62,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return [], []
     with path.open(newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        lines = list(reader)
-    columns = list(reader.fieldnames or [])
+        columns, lines = list(reader.fieldnames or []), list(reader)
     is_whole = all(None not in line and None not in line.values() for line in lines)
     if columns[:1] != [FIRST_COLUMN] or len(set(columns)) < len(columns) or not is_whole:
         raise ValueError(f"{path}: not a file of results: its header or a line of it is wrong; mend it or move it away")

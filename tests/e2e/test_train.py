@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def test_same_command_twice_gives_the_same_bits(trained: Path, run: Run) -> None
 
 
 def test_workers_change_nothing_and_the_seed_does(trained: Path, run: Run) -> None:
+    before = set(active_children())
     workers = run("train", *TINY, "data.num_workers=2", "data.cache=false")
+    assert set(active_children()) <= before, "the workers ended with the run"
     assert digest(workers / "bundle" / "weights.safetensors") == digest(trained / "bundle" / "weights.safetensors")
     other = run("train", *TINY, "seed=1")
     assert digest(other / "bundle" / "weights.safetensors") != digest(trained / "bundle" / "weights.safetensors")

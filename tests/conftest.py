@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -12,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from binventory.launch.runner import STOP_SIGNALS
+from tests.resume.jobs import Jobs
 from tests.running import ROOT, TINY, Run, run_here
 
 pytest_plugins = ["tests.browser", "tests.s3", "tests.wandb.server"]
 
 # Colours and widths of the terminal that runs the tests must not reach what they read; nothing may reach for a cloud.
 os.environ.update({"NO_COLOR": "1", "COLUMNS": "120", "WANDB_MODE": "offline"})
+# Tests and their jobs share the cores. Threads of one job that spin while they wait for each other take them from the
+# rest: four times the CPU time, measured. torch reads this when it is imported.
+os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"})
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +62,16 @@ def job_server() -> None:
     """The server that the pool's jobs are forked from, with the whole stack imported; a process has one for its life."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["binventory.launch.preload"])
     forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def jobs() -> Iterator[Jobs]:
+    """The server that starts real processes; see `tests.resume.jobs`."""
+    probe = ["unshare", "--mount", "--propagation", "private", "true"]
+    can_mount = os.geteuid() == 0 and subprocess.run(probe, check=False, capture_output=True).returncode == 0
+    server = Jobs(private_mounts=can_mount)
+    yield server
+    server.close()
 
 
 @pytest.fixture

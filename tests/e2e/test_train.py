@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from tests.resume.jobs import Jobs
 from tests.running import TINY, Run, latest
+from tests.sweeps.running import sweep_here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +108,9 @@ def test_same_command_twice_gives_the_same_bits(trained: Path, run: Run) -> None
 
 
 def test_workers_change_nothing_and_the_seed_does(trained: Path, run: Run) -> None:
+    before = set(active_children())
     workers = run("train", *TINY, "data.num_workers=2", "data.cache=false")
+    assert set(active_children()) <= before, "the workers ended with the run"
     assert digest(workers / "bundle" / "weights.safetensors") == digest(trained / "bundle" / "weights.safetensors")
     other = run("train", *TINY, "seed=1")
     assert digest(other / "bundle" / "weights.safetensors") != digest(trained / "bundle" / "weights.safetensors")
@@ -230,40 +235,29 @@ def test_two_ranks_train_in_one_run_folder(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_during_training_ends_the_run_in_order(workplace: Path, signum: signal.Signals, exit_code: int) -> None:
-    command = [
-        sys.executable,
-        "-u",
-        str(ROOT / "train.py"),
-        *TINY,
-        "trainer.max_epochs=500",
-        "callbacks.progress.every_n_steps=1",
-    ]
-    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
+def test_signal_during_training_ends_the_run_in_order(
+    workplace: Path, jobs: Jobs, signum: signal.Signals, exit_code: int
+) -> None:
+    process = jobs.start(workplace, "train", [*TINY, "trainer.max_epochs=500", "callbacks.progress.every_n_steps=1"])
+    while "\nepoch 2/" not in process.stdout:
+        assert process.poll(timeout_s=0.02) is None, process.stderr
     started = time.monotonic()
-    process.send_signal(signum)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == exit_code, stderr
+    process.signal(signum)
+    assert process.wait(timeout_s=60) == exit_code, process.stderr
     assert time.monotonic() - started < 30
     folder = latest(workplace, "train")
     written = read_json(folder / "status.json")
     assert written["state"] == "preempted"
     assert written["exit_code"] == exit_code
     assert (folder / "checkpoints" / "last.ckpt").exists()
-    assert "Traceback" not in stderr
+    assert "Traceback" not in process.stderr
 
 
+@pytest.mark.usefixtures("job_server")
 def test_multirun_gives_every_job_its_own_folder(workplace: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "debug=fast", "seed=0,1"]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (sweep,) = workplace.glob("outputs/sweeps/*")
-    assert [OmegaConf.load(sweep / str(job) / "config.yaml").seed for job in (0, 1)] == [0, 1]
-    assert all(read_json(sweep / str(job) / "status.json")["state"] == "done" for job in (0, 1))
+    done = sweep_here(workplace, "-m", *TINY, "debug=fast", "seed=0,1")
+    assert (done.exit_code, done.states) == (0, ["done", "done"])
+    assert [OmegaConf.load(done.folder / str(job) / "config.yaml").seed for job in (0, 1)] == [0, 1]
 
 
 def test_a_terminal_gets_a_live_bar(workplace: Path) -> None:

@@ -101,7 +101,7 @@ def signal_during_save(job: Job, series: Series, signum: int, saves: int) -> boo
 
 @pytest.mark.parametrize(
     ("to", "rank", "is_forked"),
-    [("group", 0, False), ("self", 0, True), ("self", 1, True)],
+    [pytest.param("group", 0, False, marks=pytest.mark.long), ("self", 0, True), ("self", 1, True)],
     ids=["to the group, ranks are new processes", "to rank 0", "to rank 1"],
 )
 def test_ranks_leave_together(to: str, rank: int, is_forked: bool, lab: Lab) -> None:

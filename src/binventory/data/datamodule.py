@@ -70,6 +70,7 @@ class BinDataModule(pl.LightningDataModule):
         self.overfit_batches = overfit_batches
         self.photos = photos
         self.features = features
+        self._loaders: list[BatchLoader] = []
 
     def bins(self, split: str) -> Bins:
         """Return the bins of a split in the index's order."""
@@ -89,6 +90,12 @@ class BinDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> BatchLoader:
         """Return the test batches."""
         return self._loader("test", self.bins("test"), shuffle=False)
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes of a stage that is over."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches where they are used; of features, take those of the augmented photo."""
@@ -112,7 +119,9 @@ class BinDataModule(pl.LightningDataModule):
         sampler = BatchSampler(
             len(bins.ids), self.data.batch_size, seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size
         )
-        return BatchLoader(self._fetched(split, bins, sampler), sampler, on_bad=self.data.on_bad)
+        loader = BatchLoader(self._fetched(split, bins, sampler), sampler, on_bad=self.data.on_bad)
+        self._loaders.append(loader)
+        return loader
 
     def _fetched(self, split: str, bins: Bins, sampler: BatchSampler) -> Iterable[Fetched]:
         if self.photos is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
@@ -184,6 +185,17 @@ class BatchLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration, and no later one, begin after so many batches."""
         self._first_batch = state["batches"]
+
+    def close(self) -> None:
+        """End the worker processes, where there are any; iterating again starts new ones.
+
+        Left to the garbage collector, torch waits 5 s for each worker: when it wants to tell them to end, the collector
+        has closed the queue to them.
+        """
+        if isinstance(self._fetched, DataLoader):
+            if isinstance(self._fetched._iterator, _MultiProcessingDataLoaderIter):
+                self._fetched._iterator._shutdown_workers()
+            self._fetched._iterator = None
 
     def _without_bad(self, batch: Batch, errors: list[str]) -> Batch:
         """Obey `data.on_bad` for photos that were whole when they were indexed and no longer are."""

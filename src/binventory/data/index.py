@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.splits import sibling_groups
@@ -29,18 +30,19 @@ INDEX_SCHEMA = pa.schema(
         ("problem", pa.string()),  # "reason" or "reason: detail"; null: the bin can be used
         ("note", pa.string()),  # what is odd about a bin that can be used all the same
         ("mtime_ns", pa.int64()),
-        *((name, pa.float64()) for name in STATISTICS),  # over the photo's pixels at its stored size, in 0..1
+        *((name, pa.float64()) for name in STATISTICS),  # over the photo squashed to 224 pixels, in 0..1
     ]
 )
 ITEMS_SCHEMA = pa.schema([("bin_id", pa.string()), *ITEM_FIELDS])
 
 
-def build_index(listing: Listing, cache: Path) -> tuple[pa.Table, pa.Table]:
+def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = None) -> tuple[pa.Table, pa.Table]:
     """Read all bins of a listing.
 
     Args:
         listing: what the source has.
         cache: Parquet file by which unchanged files are not read again.
+        staged: takes the photos that are read, by their rows of the index.
 
     Returns:
         The index (`INDEX_SCHEMA`, in listing order, `split` all null) and the items (`ITEMS_SCHEMA`).
@@ -49,7 +51,7 @@ def build_index(listing: Listing, cache: Path) -> tuple[pa.Table, pa.Table]:
         InputError: two bins have one id.
     """
     _check_unique(listing.bins)
-    scanned = scan_bins(listing.bins, cache)
+    scanned = scan_bins(listing.bins, cache, staged)
     listed = listing.split_list or {}
     rows = [_index_row(files, row, listed) for files, row in zip(listing.bins, scanned, strict=True)]
     asins = [{item["asin"] for item in row["items"] or ()} for row in scanned]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, PathsConfig, S3Config
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.index import build_index
 from binventory.data.scan import STATISTICS
 from binventory.data.sources import make_source
@@ -27,7 +28,7 @@ from binventory.data.summary import Summary, summarize
 from binventory.errors import ConfigError, InputError
 from binventory.files import atomic_path, locked
 
-FORMAT = 1  # part of every cache key: raise it when what is read from a file changes
+FORMAT = 2  # part of every cache key: raise it when what is read from a file changes
 MAX_SHARE_DEVIATION = 0.02
 
 Triple = tuple[float, float, float]
@@ -84,18 +85,21 @@ class PreparedBins:
         return (values[0], values[1], values[2]), (values[3], values[4], values[5])
 
 
-def prepare_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> PreparedBins:
+def prepare_bins(
+    data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None
+) -> PreparedBins:
     """Fetch a source, read what is new of it, split it and write the index.
 
     It lies in `<paths.cache_dir>/index/<key>/<split key>/`, as index.parquet and items.parquet. What had to be left out
-    because it is bad is said on stderr. Two processes may prepare the same bins at once.
+    because it is bad is said on stderr. Two processes may prepare the same bins at once. `staged` takes the photos that
+    are read, for `open_photos`.
 
     Raises:
         InputError: the source cannot be used, no bin of it can, a bin is bad under `data.on_bad=fail`, or more than
             `data.max_bad_fraction` of them are.
         ConfigError: a count of `data.counts` has no bin in train, val or test.
     """
-    bins = index_bins(data, s3, paths)
+    bins = index_bins(data, s3, paths, staged)
     return split_bins(bins, data, split_list_of(bins, data, s3))
 
 
@@ -106,7 +110,7 @@ def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[
     return bins.listing.split_list if data.split_list is None else read_file_list(data.split_list, s3)
 
 
-def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> IndexedBins:
+def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None) -> IndexedBins:
     """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
     listing = make_source(data, s3, Path(paths.data_dir)).fetch()
     if not listing.bins:
@@ -114,7 +118,7 @@ def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> IndexedBin
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
     folder = Path(paths.cache_dir) / "index" / _source_key(data)
     with _writing(folder), locked(folder / "lock"):
-        index, items = build_index(listing, folder / "scan.parquet")
+        index, items = build_index(listing, folder / "scan.parquet", staged)
     summary = summarize(index, source=data.source, absent=len(listing.absent), counts=list(data.counts))
     _judge(index, summary, data)
     return IndexedBins(listing, index, items, folder, summary)

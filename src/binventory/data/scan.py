@@ -6,17 +6,19 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from torch import Tensor
 
-from binventory.data.decode import PhotoError, decode_rgb, read_photo
+from binventory.data.cache.staging import StagedPhotos
+from binventory.data.decode import Photo, PhotoError, decode_photo, read_photo, reduction
 from binventory.data.metadata import MetadataError, read_metadata
+from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
 from binventory.data.reading import stamp_of
 from binventory.data.sources.base import BinFiles
@@ -54,21 +56,25 @@ SCAN_SCHEMA = pa.schema(
         ("flags", pa.list_(pa.string())),
     ]
 )
+NOTHING: Row = dict.fromkeys(SCAN_SCHEMA.names)
 # Of metadata also the time that no program can set back: a 2 put for a 1 keeps the size, and archives restore times.
 STAMP = (
     *("photo", "photo_bytes", "photo_mtime_ns"),
     *("metadata", "metadata_bytes", "metadata_mtime_ns", "metadata_ctime_ns"),
 )
+MEASURED = Preprocessing(224)  # photos whose statistics are those of the index: as the source report saw them
+CHUNK = 16  # bins that a thread reads in one go
 BATCH = 2048  # bins handed to the threads at a time: half a million futures would take more memory than the rows
 
 
-def scan_bins(bins: Sequence[BinFiles], cache: Path) -> list[Row]:
+def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None) -> list[Row]:
     """Read photos and metadata of all bins.
 
     Args:
         bins: which files to read.
         cache: Parquet file in which the result is kept; what it knows of unchanged files is not read again. A damaged
             one is noticed by the checksum beside it and made anew.
+        staged: takes the photos that are read, by their places in `bins`.
 
     Returns:
         One row a bin with the fields of `SCAN_SCHEMA`, in the order of `bins`.
@@ -78,7 +84,9 @@ def scan_bins(bins: Sequence[BinFiles], cache: Path) -> list[Row]:
     rows = [known.get(_stamp_of(row), row) for row in rows]
     # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
     stale = [i for i, row in enumerate(rows) if "sha256" not in row or row["photo_problem"] or row["metadata_problem"]]
-    for i, row in zip(stale, track(_read_all([bins[i] for i in stale]), len(stale), "reading photos"), strict=True):
+    if staged is not None and stale:
+        staged.begin(len(bins))
+    for i, row in zip(stale, track(_read_all(bins, stale, staged), len(stale), "reading photos"), strict=True):
         rows[i] = row
     if stale or len(known) != len(rows):
         store_scan(cache, rows)
@@ -111,41 +119,58 @@ def store_scan(cache: Path, rows: Sequence[Row]) -> None:
         temporary.write_text(checksum + "\n")
 
 
-def channel_statistics(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation (n-1) of each channel of an RGB image, in 0..1: two (3,) float64 arrays."""
-    histogram = np.array(image.histogram(), dtype=np.float64).reshape(3, 256)  # exact, and faster than over the pixels
-    levels = np.arange(256) / 255
-    num_pixels = image.width * image.height
-    mean = histogram @ levels / num_pixels
-    squares = (histogram * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return mean, np.sqrt(squares / max(num_pixels - 1, 1))
+def channel_statistics(pixels: Tensor) -> dict[str, float]:
+    """Return `STATISTICS` of (3, H, W) uint8, H up to 256: mean and deviation (n-1) of each channel, of 0..1."""
+    rows = pixels.permute(1, 2, 0).numpy().reshape(pixels.shape[1], -1).astype(np.float32)
+    sums = rows.sum(axis=0)  # exact: of at most 256 squares below 2^16, and a float32 holds whole numbers to 2^24
+    squares = np.square(rows, out=rows).sum(axis=0)
+    num_pixels = pixels[0].numel()
+    total, total_squares = (part.reshape(-1, 3).sum(axis=0, dtype=np.float64) for part in (sums, squares))
+    variance = (total_squares - total**2 / num_pixels) / (num_pixels - 1)
+    values = [*total / num_pixels, *np.sqrt(np.maximum(variance, 0))]
+    return {name: float(value) / 255 for name, value in zip(STATISTICS, values, strict=True)}
 
 
-def _read_all(bins: Sequence[BinFiles]) -> Iterator[Row]:
+def _read_all(bins: Sequence[BinFiles], places: Sequence[int], staged: StagedPhotos | None) -> Iterator[Row]:
+    parts = (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scan") as threads:
-        for start in range(0, len(bins), BATCH):
-            yield from threads.map(_read_bin, bins[start : start + BATCH])
+        while some := list(islice(parts, BATCH // CHUNK)):
+            for rows in threads.map(lambda part: [_read_bin(bins[place], place, staged) for place in part], some):
+                yield from rows
 
 
-def _read_bin(files: BinFiles) -> Row:
+def _read_bin(files: BinFiles, place: int, staged: StagedPhotos | None) -> Row:
     # the stamp is taken first: a file that changes while it is read is then read again the next time
-    row = dict.fromkeys(SCAN_SCHEMA.names) | _stamp_row(files)
-    if files.photo is not None:
-        row |= _photo_facts(files.photo)
+    row = NOTHING | _stamp_row(files)
     if files.metadata is not None:
         row |= _metadata_facts(files.metadata)
+    if files.photo is not None:
+        quantity = row["quantity"] if files.quantity is None else files.quantity
+        is_wanted = staged is not None and quantity in staged.counts
+        row |= _photo_facts(files.photo, place, staged if is_wanted else None)
     return row
 
 
-def _photo_facts(path: Path) -> Row:
+def _photo_facts(path: Path, place: int, staged: StagedPhotos | None) -> Row:
     try:
         data = read_photo(path)
-        image = decode_rgb(data, path.name)
+        photo = decode_photo(data, path.name, MEASURED.resized)
+        pixels = MEASURED.square(photo)
+        if staged is not None:
+            staged.put(place, _pixels(staged.preprocessing, data, path.name, photo, pixels))
     except PhotoError as error:
         return {"photo_problem": error.reason}
-    mean, std = channel_statistics(image)
-    facts = {"width": image.width, "height": image.height, "sha256": hashlib.sha256(data).hexdigest()}
-    return facts | dict(zip(STATISTICS, [*mean.tolist(), *std.tolist()], strict=True))
+    facts = {"width": photo.size[0], "height": photo.size[1], "sha256": hashlib.sha256(data).hexdigest()}
+    return facts | channel_statistics(pixels)
+
+
+def _pixels(preprocessing: Preprocessing, data: bytes, name: str, photo: Photo, measured: Tensor) -> Tensor:
+    """Return what `preprocessing.pixels` gives, from what was decoded or resized to be measured where it can be."""
+    if preprocessing == MEASURED:
+        return measured
+    if reduction(photo.size, preprocessing.resized(photo.size)) == reduction(photo.size, MEASURED.resized(photo.size)):
+        return preprocessing.square(photo)
+    return preprocessing.pixels(data, name)
 
 
 def _metadata_facts(path: Path) -> Row:
@@ -155,7 +180,7 @@ def _metadata_facts(path: Path) -> Row:
         return {"metadata_problem": error.reason}
     return {
         "quantity": metadata.quantity,
-        "items": [asdict(item) for item in metadata.items],
+        "items": [vars(item) for item in metadata.items],
         "flags": list(metadata.flags),
     }
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from binventory.data.cache.pack import JOURNAL, LOCK, Pack
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
@@ -27,10 +28,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PhotoFile(NamedTuple):
-    """Where the photo of a row lies, and its `stamp_of` when it was indexed."""
+    """Where the photo of a row lies, its `stamp_of` when it was indexed, and its place among the staged ones."""
 
     path: str
     stamp: tuple[int, int]
+    place: int | None = None
 
 
 class Block(NamedTuple):
@@ -41,7 +43,13 @@ class Block(NamedTuple):
     bad: dict[int, str]
 
 
-def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing, num_workers: int) -> dict[int, str]:
+def build(
+    pack: Pack,
+    photos: Sequence[PhotoFile],
+    preprocessing: Preprocessing,
+    num_workers: int,
+    staged: StagedPhotos | None = None,
+) -> dict[int, str]:
     """Make a pack whole, whatever there is of it; another process that builds it is waited for.
 
     Args:
@@ -49,6 +57,7 @@ def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing,
         photos: one a row.
         preprocessing: bytes to pixels.
         num_workers: threads that decode. The decoder runs outside the interpreter's lock, so threads use all cores.
+        staged: photos that this process decoded, by the same preprocessing, when it indexed them.
 
     Returns:
         Row -> why its photo could not be read. Then the pack is not finished: the next `build` tries again.
@@ -62,10 +71,9 @@ def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing,
             return {}
         if pack.is_finished():
             print(f"photo cache {pack.folder}: {damage}; made again", file=sys.stderr, flush=True)
-        with _opened(pack) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
-            blocks = _build_blocks(
-                _Builder(pack, photos, preprocessing, pack.known_blocks(), file, journal), num_workers
-            )
+        with _opened(pack, staged) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
+            builder = _Builder(pack, photos, preprocessing, staged, pack.known_blocks(), file, journal)
+            blocks = _build_blocks(builder, num_workers)
             os.fsync(file)
         bad = {row: reason for block in blocks for row, reason in block.bad.items()}
         if not bad:
@@ -81,6 +89,7 @@ class _Builder:
     pack: Pack
     photos: Sequence[PhotoFile]
     preprocessing: Preprocessing
+    staged: StagedPhotos | None
     known: dict[int, str]
     file: int
     journal: FileIO
@@ -99,14 +108,17 @@ class _Builder:
         pixels = np.zeros((len(rows), self.pack.image_size, self.pack.image_size, 3), dtype=np.uint8)
         bad = {}
         for place, row in enumerate(rows):
-            path, stamp = self.photos[row]
+            photo = self.photos[row]
+            known = None if self.staged is None or photo.place is None else self.staged.get(photo.place)
             try:
-                photo = self.preprocessing.pixels(read_photo(Path(path), stamp), path)
+                pixels[place] = self._read(photo) if known is None else known
             except PhotoError as error:
                 bad[row] = str(error)
-                continue
-            pixels[place] = photo.permute(1, 2, 0).numpy()
         return pixels, bad
+
+    def _read(self, photo: PhotoFile) -> npt.NDArray[np.uint8]:
+        data = read_photo(Path(photo.path), photo.stamp)
+        return self.preprocessing.pixels(data, photo.path).permute(1, 2, 0).numpy()
 
 
 def _build_blocks(builder: _Builder, num_workers: int) -> list[Block]:
@@ -130,14 +142,14 @@ def _build_blocks(builder: _Builder, num_workers: int) -> list[Block]:
 
 
 @contextmanager
-def _opened(pack: Pack) -> Iterator[int]:
+def _opened(pack: Pack, staged: StagedPhotos | None) -> Iterator[int]:
     """Open the file of the pixels at its full size; what it held stays, for readers that have it mapped too."""
     was_there = pack.path.exists()
     descriptor = os.open(pack.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             # now, and not in the middle: a full disk is known before anything is decoded
-            os.posix_fallocate(descriptor, 0, pack.size_bytes)
+            _reserve(descriptor, pack, staged)
         except OSError:
             if not was_there:
                 pack.path.unlink()
@@ -146,6 +158,16 @@ def _opened(pack: Pack) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _reserve(descriptor: int, pack: Pack, staged: StagedPhotos | None) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, pack.size_bytes)
+    except OSError:
+        if staged is None:
+            raise
+        staged.forget()
+        os.posix_fallocate(descriptor, 0, pack.size_bytes)
 
 
 @contextmanager

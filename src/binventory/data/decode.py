@@ -72,11 +72,13 @@ class Photo(NamedTuple):
 
     Attributes:
         image: loaded, of mode RGB, upright.
-        size: width and height of the upright photo as it was taken; `image` may be smaller.
+        size: width and height of the upright photo as it was taken.
+        factor: what these were divided by, and rounded up, to give those of `image`.
     """
 
     image: Image.Image
     size: tuple[int, int]
+    factor: int
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
@@ -106,13 +108,14 @@ def decode_photo(data: bytes, name: str, wanted: Callable[[tuple[int, int]], tup
         # Not Image.open: it would warn or raise about large photos by limits of its own, before ours are asked.
         image: ImageFile = JpegImageFile(BytesIO(data)) if content == "JPEG" else PngImageFile(BytesIO(data))
         _check_header(image, name)
-        width, height = image.size
-        if wanted is not None:
-            image.draft(None, wanted(image.size))  # by `reduction`
+        (width, height), factor = image.size, 1
+        if wanted is not None and content == "JPEG":
+            factor = _factor(image, wanted(image.size))
+            image.draft(None, (width // factor, height // factor))
         image.load()
         is_sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
         ImageOps.exif_transpose(image, in_place=True)
-        return Photo(_to_rgb(image), (height, width) if is_sideways else (width, height))
+        return Photo(_to_rgb(image), (height, width) if is_sideways else (width, height), factor)
     except PhotoError:
         raise
     except DAMAGE as error:
@@ -123,6 +126,13 @@ def reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
     """Return by what a JPEG's sides are divided when it is decoded where another size is wanted: 1, 2, 4 or 8."""
     surplus = min(size[0] // wanted[0], size[1] // wanted[1])
     return next(factor for factor in (8, 4, 2, 1) if factor <= max(surplus, 1))
+
+
+def _factor(image: ImageFile, wanted: tuple[int, int]) -> int:
+    factor = reduction(image.size, wanted)
+    # a last row that is there in part would be the first of a photo that is then turned
+    is_turned = image.getexif().get(ORIENTATION, 1) != 1
+    return 1 if is_turned and any(side % factor for side in image.size) else factor
 
 
 def _content_format(data: bytes, name: str) -> str:

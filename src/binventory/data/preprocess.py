@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ PIXELS_VERSION = 2  # raise it when `Preprocessing.pixels` gives other values fo
 
 MAX_CROP_RATIO = 4  # of a photo's sides where resize=crop
 STRIP_ROWS = 1024
+ABOVE_ONE = 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Preprocessing:
         if self.resize == "squash":
             return side, side
         if self.resize == "crop":
-            longest = MAX_CROP_RATIO * min(size)  # see `_without_far_ends`
+            longest = MAX_CROP_RATIO * min(size)  # see `_middle`
             size = min(size[0], longest), min(size[1], longest)
         scale = side / (max(size) if self.resize == "letterbox" else min(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
@@ -94,12 +96,7 @@ class Preprocessing:
     def square(self, photo: Photo) -> Tensor:
         """Resize a photo that was decoded at no less than `resized`. Returns what `pixels` does."""
         side, (width, height) = self.image_size, self.resized(photo.size)
-        image = _without_far_ends(photo.image) if self.resize == "crop" else photo.image
-        batch = torch.from_numpy(_array(image)).permute(0, 3, 1, 2)
-        if image.size != (width, height):
-            # The same bits for any number of threads and any CPU; Pillow's own resize takes three times as long.
-            batch = F.interpolate(batch, (height, width), mode=self.interpolation, antialias=True)
-        scaled = batch[0]
+        scaled = self._scaled(photo, width, height)
         if self.resize == "squash":
             return scaled
         top, left = (side - height) // 2, (side - width) // 2
@@ -109,15 +106,29 @@ class Preprocessing:
         canvas[:, top : top + height, left : left + width] = scaled
         return canvas
 
+    def _scaled(self, photo: Photo, width: int, height: int) -> Tensor:
+        """Return (3, height, width): the same bits for any number of threads and any CPU."""
+        image, covered = photo.image, (photo.size[0] / photo.factor, photo.size[1] / photo.factor)
+        if self.resize == "crop" and max(photo.size) > MAX_CROP_RATIO * min(photo.size):
+            image = _middle(image)
+            covered = image.size
+        batch = torch.from_numpy(_array(image)).permute(0, 3, 1, 2)
+        if image.size == (width, height):
+            return batch[0]
+        resized = partial(F.interpolate, batch, mode=self.interpolation, antialias=True)
+        if image.size == covered:
+            return resized((height, width))[0]
+        # The last row or column is there in part. The sizes that come of this are rounded down, hence a little more.
+        scale = (height / covered[1] * ABOVE_ONE, width / covered[0] * ABOVE_ONE)
+        return resized(scale_factor=scale, recompute_scale_factor=False)[0]
+
     def _padding(self) -> list[int]:
         return [round(255 * value) for value in self.mean]
 
 
-def _without_far_ends(image: Image.Image) -> Image.Image:
+def _middle(image: Image.Image) -> Image.Image:
     """Cut a very long photo to its middle: scaled as a whole by its short side it would take any amount of memory."""
     longest = MAX_CROP_RATIO * min(image.size)
-    if max(image.size) <= longest:
-        return image
     width, height = (min(length, longest) for length in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

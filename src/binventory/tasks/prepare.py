@@ -25,7 +25,7 @@ def run(config: PrepareConfig, run_dir: Path) -> None:
     Raises:
         ConfigError, InputError: as `prepare_bins` and `export_imagefolder`.
     """
-    staged = StagedPhotos.of(config.data, config.paths)
+    staged = StagedPhotos.of(config.data, config.paths) if config.data.cache else None
     bins = prepare_bins(config.data, config.s3, config.paths, staged)
     print(*bins.summary.lines(), sep="\n")
     print(f"index: {bins.index_path}")

@@ -56,7 +56,7 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     weights = config.model.weights if config.init_from is None and checkpoint is None else "none"
     backbone = make_backbone(config.model.name, weights, num_outputs(config.objective, list(config.data.counts)))
-    staged = StagedPhotos.of(config.data, config.paths)
+    staged = StagedPhotos.of(config.data, config.paths) if config.data.cache else None
     prepared = prepare_bins(config.data, config.s3, config.paths, staged)
     if int(os.environ.get("RANK", "0")) == 0:
         print(*prepared.summary.lines(), sep="\n", flush=True)

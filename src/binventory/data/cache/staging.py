@@ -37,11 +37,10 @@ class StagedPhotos:
 
     @classmethod
     def of(cls, data: DataConfig, paths: PathsConfig) -> StagedPhotos:
-        """Return what a run needs whose photos are packed; it keeps none where they are not."""
-        # what letterbox pads with is known only when all photos are measured
-        is_late = data.resize == "letterbox" and data.normalize == "dataset"
-        counts = data.counts if data.cache and not is_late else ()
-        return cls(Path(paths.cache_dir), Preprocessing(data.image_size, data.resize, data.interpolation), counts)
+        """Return what a run needs whose photos are packed. It keeps none where pixels depend on what is measured."""
+        is_measured = data.resize == "letterbox" and data.normalize == "dataset"  # padded with the mean of all photos
+        preprocessing = Preprocessing(data.image_size, data.resize, data.interpolation)
+        return cls(Path(paths.cache_dir), preprocessing, () if is_measured else data.counts)
 
     def begin(self, num_bins: int) -> None:
         """Make room for the photos of a listing."""
@@ -56,7 +55,7 @@ class StagedPhotos:
         """Keep what `Preprocessing.pixels` gave for the bin at a place of the listing. Threads may call it at once."""
         if not self._is_there:
             return
-        data = memoryview(pixels.permute(1, 2, 0).contiguous().numpy()).cast("B")
+        data = pixels.permute(1, 2, 0).contiguous().numpy().data.cast("B")
         assert self._file is not None
         try:
             is_whole = os.pwrite(self._file.fileno(), data, place * len(data)) == len(data)

@@ -206,13 +206,15 @@ def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: str)
     if damage == "truncated":
         cache.write_bytes(whole[: len(whole) // 2])
     elif damage == "edited":
-        rows = [row | {"quantity": 7} for row in scan.load_scan(cache)]
+        rows = [row | {"quantity": 7} for row in scan.load_scan(cache).to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows, scan.SCAN_SCHEMA), cache)
     elif damage == "no checksum":
         checksum.unlink()
     else:
         renamed = scan.SCAN_SCHEMA.set(4, pa.field("breadth", pa.int32()))
-        rows = [{("breadth" if k == "width" else k): v for k, v in row.items()} for row in scan.load_scan(cache)]
+        rows = [
+            {("breadth" if k == "width" else k): v for k, v in row.items()} for row in scan.load_scan(cache).to_pylist()
+        ]
         pq.write_table(pa.Table.from_pylist(rows, renamed), cache)
         checksum.write_text(hashlib.sha256(cache.read_bytes()).hexdigest())
     index, items = build_index(listing_of(folder), cache)

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, PathsConfig, S3Config
 from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import rows_of
 from binventory.data.index import build_index
 from binventory.data.scan import STATISTICS
 from binventory.data.sources import make_source
@@ -100,7 +101,9 @@ def prepare_bins(
         ConfigError: a count of `data.counts` has no bin in train, val or test.
     """
     bins = index_bins(data, s3, paths, staged)
-    return split_bins(bins, data, split_list_of(bins, data, s3))
+    split_list = split_list_of(bins, data, s3)
+    bins = replace(bins, listing=Listing(()))  # of a large set it takes as much memory as the index
+    return split_bins(bins, data, split_list)
 
 
 def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[str, int] | None:
@@ -136,11 +139,8 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
     if not labels:
         raise InputError(f"data.source={data.source}: no bin has a quantity of data.counts={list(data.counts)}")
     split_of, warnings = _split(bins.index, labels, data, split_list)
-    usable = pc.is_null(bins.index["problem"]).to_pylist()
-    ids = bins.index["id"].to_pylist()
-    split = [
-        split_of.get(bin_id) if good and bin_id in labels else None for bin_id, good in zip(ids, usable, strict=True)
-    ]
+    rows = rows_of(bins.index.select(["id", "problem"]))
+    split = [split_of.get(bin_id) if problem is None and bin_id in labels else None for bin_id, problem in rows]
     position = bins.index.schema.get_field_index("split")
     index = bins.index.set_column(position, bins.index.schema.field(position), pa.array(split, pa.string()))
     source, absent = bins.summary.source, bins.summary.absent
@@ -156,8 +156,8 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
 
 def _labels(index: pa.Table, counts: list[int]) -> dict[str, int]:
     # also of bins whose photo is bad: one broken photo must not move the others between train and test
-    pairs = zip(index["id"].to_pylist(), index["quantity"].to_pylist(), strict=True)
-    return {bin_id: quantity for bin_id, quantity in pairs if quantity in counts}
+    rows = rows_of(index.select(["id", "quantity"]))
+    return {bin_id: quantity for bin_id, quantity in rows if quantity in counts}
 
 
 def _split(
@@ -172,7 +172,7 @@ def _split(
             seed=data.split_seed,
         )
         return split_of, ()
-    groups = dict(zip(index["id"].to_pylist(), index["group"].to_pylist(), strict=True))
+    groups = {bin_id: group for bin_id, group in rows_of(index.select(["id", "group"])) if bin_id in labels}
     split_of = grouped_split(
         list(labels),
         list(labels.values()),
@@ -248,6 +248,8 @@ def _key(parts: dict[str, Any]) -> str:
 
 
 def _fingerprint(index: pa.Table) -> str:
-    rows = index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"]).to_pylist()
-    lines = sorted(json.dumps(list(row.values())) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    rows = rows_of(index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"]))
+    digest = hashlib.sha256()
+    for place, line in enumerate(sorted(json.dumps(row) for row in rows)):
+        digest.update(b"\n" * bool(place) + line.encode())
+    return digest.hexdigest()

@@ -6,16 +6,18 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import BATCH, rows_of
 from binventory.data.decode import Photo, PhotoError, decode_photo, read_photo, reduction
 from binventory.data.metadata import MetadataError, read_metadata
 from binventory.data.preprocess import Preprocessing
@@ -64,10 +66,9 @@ STAMP = (
 )
 MEASURED = Preprocessing(224)  # photos whose statistics are those of the index: as the source report saw them
 CHUNK = 16  # bins that a thread reads in one go
-BATCH = 2048  # bins handed to the threads at a time: half a million futures would take more memory than the rows
 
 
-def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None) -> list[Row]:
+def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None) -> pa.Table:
     """Read photos and metadata of all bins.
 
     Args:
@@ -77,46 +78,95 @@ def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None
         staged: takes the photos that are read, by their places in `bins`.
 
     Returns:
-        One row a bin with the fields of `SCAN_SCHEMA`, in the order of `bins`.
+        One row a bin (`SCAN_SCHEMA`), in the order of `bins`.
     """
-    known = {_stamp_of(row): row for row in load_scan(cache)}
-    rows = [_stamp_row(files) for files in bins]
-    rows = [known.get(_stamp_of(row), row) for row in rows]
-    # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
-    stale = [i for i, row in enumerate(rows) if "sha256" not in row or row["photo_problem"] or row["metadata_problem"]]
-    if staged is not None and stale:
+    known = _Known(load_scan(cache))
+    if staged is not None:
         staged.begin(len(bins))
-    for i, row in zip(stale, track(_read_all(bins, stale, staged), len(stale), "reading photos"), strict=True):
-        rows[i] = row
-    if stale or len(known) != len(rows):
-        store_scan(cache, rows)
-    return rows
+    parts: list[pa.Table] = []
+
+    def scanned() -> Iterator[bool]:
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scan") as threads:
+            for start in range(0, len(bins), BATCH):
+                part, num_read = _scan_some(bins[start : start + BATCH], start, known, staged, threads)
+                parts.append(part)
+                yield from (place < num_read for place in range(len(part)))
+
+    num_read = sum(track(scanned(), len(bins), "reading photos"))
+    table = pa.concat_tables(parts) if parts else SCAN_SCHEMA.empty_table()
+    if num_read or len(known.table) != len(table):
+        store_scan(cache, table)
+    return table
 
 
-def load_scan(cache: Path) -> list[Row]:
-    """Return the rows of an earlier scan; none when there is no whole file of this version's columns."""
+def load_scan(cache: Path) -> pa.Table:
+    """Return what an earlier scan found; no rows when there is no whole file of this version's columns."""
+    nothing = SCAN_SCHEMA.empty_table()
     try:
         data = cache.read_bytes()
         checksum = _checksum_path(cache).read_text().strip()
     except (OSError, UnicodeDecodeError):
-        return []
+        return nothing
     if hashlib.sha256(data).hexdigest() != checksum:
-        return []
+        return nothing
     try:
         table = pq.read_table(pa.BufferReader(data))
         table.validate(full=True)
     except (pa.ArrowException, OSError):  # put there together with its checksum
-        return []
-    return table.to_pylist() if table.schema.equals(SCAN_SCHEMA) else []
+        return nothing
+    return table if table.schema.equals(SCAN_SCHEMA) else nothing
 
 
-def store_scan(cache: Path, rows: Sequence[Row]) -> None:
-    """Write the rows and, beside them, the checksum."""
+def store_scan(cache: Path, table: pa.Table) -> None:
+    """Write the table and, beside it, the checksum."""
     with atomic_path(cache) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), SCAN_SCHEMA), temporary)
+        pq.write_table(table, temporary)
         checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
     with atomic_path(_checksum_path(cache)) as temporary:
         temporary.write_text(checksum + "\n")
+
+
+class _Known:
+    """An earlier scan in which rows are found by their stamps: 16 bytes a row, where a dict of rows takes kilobytes."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        hashes = np.fromiter(map(hash, rows_of(table.select(STAMP))), dtype=np.int64, count=len(table))
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+
+    def find(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+        """Return where the table has a row that may be of the same stamp, for each of some rows; -1: nowhere."""
+        hashes = np.array([hash(_stamp_of(row)) for row in rows], dtype=np.int64)
+        places = np.searchsorted(self._hashes, hashes)
+        is_there = places < len(self._hashes)
+        is_there[is_there] = self._hashes[places[is_there]] == hashes[is_there]
+        found = np.full(len(rows), -1)
+        found[is_there] = self._order[places[is_there]]
+        return found
+
+
+def _scan_some(
+    bins: Sequence[BinFiles], first: int, known: _Known, staged: StagedPhotos | None, threads: ThreadPoolExecutor
+) -> tuple[pa.Table, int]:
+    """Return rows for some bins, the first of which has the place `first`, and how many of them had to be read."""
+    rows = [_stamp_row(files) for files in bins]
+    found = known.find(rows)
+    places = np.flatnonzero(found >= 0)
+    is_run = len(places) == len(rows) and bool((np.diff(found) == 1).all())
+    part = known.table.slice(found[0], len(rows)) if is_run else known.table.take(found[places])
+    for place, before in zip(places.tolist(), part.to_pylist(), strict=True):
+        if _stamp_of(before) == _stamp_of(rows[place]):
+            rows[place] = before
+    # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
+    stale = [i for i, row in enumerate(rows) if "sha256" not in row or row["photo_problem"] or row["metadata_problem"]]
+    if is_run and not stale:
+        return part, 0
+    chunks = [stale[start : start + CHUNK] for start in range(0, len(stale), CHUNK)]
+    read = threads.map(lambda chunk: [_read_bin(bins[place], first + place, staged) for place in chunk], chunks)
+    for place, row in zip(stale, chain.from_iterable(read), strict=True):
+        rows[place] = row
+    return pa.Table.from_pylist(rows, SCAN_SCHEMA), len(stale)
 
 
 def channel_statistics(pixels: Tensor) -> dict[str, float]:
@@ -129,14 +179,6 @@ def channel_statistics(pixels: Tensor) -> dict[str, float]:
     variance = (total_squares - total**2 / num_pixels) / (num_pixels - 1)
     values = [*total / num_pixels, *np.sqrt(np.maximum(variance, 0))]
     return {name: float(value) / 255 for name, value in zip(STATISTICS, values, strict=True)}
-
-
-def _read_all(bins: Sequence[BinFiles], places: Sequence[int], staged: StagedPhotos | None) -> Iterator[Row]:
-    parts = (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scan") as threads:
-        while some := list(islice(parts, BATCH // CHUNK)):
-            for rows in threads.map(lambda part: [_read_bin(bins[place], place, staged) for place in part], some):
-                yield from rows
 
 
 def _read_bin(files: BinFiles, place: int, staged: StagedPhotos | None) -> Row:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ class PhotoFile(NamedTuple):
     place: int | None = None
 
 
+class PhotoFiles(Protocol):
+    """A list of `PhotoFile`, or what looks them up."""
+
+    def __getitem__(self, row: int, /) -> PhotoFile:
+        """Return the photo of a row."""
+        ...
+
+
 class Block(NamedTuple):
     """A block that is on disk; `bad` says why rows of it are black, and a block with such rows counts as not built."""
 
@@ -45,7 +53,7 @@ class Block(NamedTuple):
 
 def build(
     pack: Pack,
-    photos: Sequence[PhotoFile],
+    photos: PhotoFiles,
     preprocessing: Preprocessing,
     num_workers: int,
     staged: StagedPhotos | None = None,
@@ -87,7 +95,7 @@ class _Builder:
     """What every thread needs to build any block."""
 
     pack: Pack
-    photos: Sequence[PhotoFile]
+    photos: PhotoFiles
     preprocessing: Preprocessing
     staged: StagedPhotos | None
     known: dict[int, str]

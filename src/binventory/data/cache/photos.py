@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from binventory.config.schema import DataConfig, PathsConfig
 from binventory.data.cache.build import PhotoFile, build
 from binventory.data.cache.pack import META, Pack
 from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import Column
 from binventory.data.prepare import PreparedBins
 from binventory.data.preprocess import Preprocessing
 
@@ -66,7 +68,7 @@ def open_photos(
     if not pack.is_finished() or pack.find_damage() is not None:
         num_workers = len(os.sched_getaffinity(0)) if data.num_workers is None else max(1, data.num_workers)
         is_wanted = staged is not None and staged.preprocessing.pixel_facts() == preprocessing.pixel_facts()
-        bad = build(pack, _files(table), preprocessing, num_workers, staged if is_wanted else None)
+        bad = build(pack, _Files(table), preprocessing, num_workers, staged if is_wanted else None)
     if staged is not None:
         staged.close()
     with suppress(OSError):  # for `binventory cache prune`; a folder that is only read has no use for it
@@ -90,6 +92,12 @@ def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:
     return used.take(pa.array(first)), rows
 
 
-def _files(table: pa.Table) -> list[PhotoFile]:
-    columns = (table[name].to_pylist() for name in FILE_COLUMNS)
-    return [PhotoFile(path, (size, mtime_ns), place) for path, size, mtime_ns, place in zip(*columns, strict=True)]
+class _Files:
+    """The photos of a table, each looked up when it is decoded."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.columns = [Column[Any](table[name]) for name in FILE_COLUMNS]
+
+    def __getitem__(self, row: int) -> PhotoFile:
+        path, size, mtime_ns, place = (column[row] for column in self.columns)
+        return PhotoFile(path, (size, mtime_ns), place)

@@ -27,7 +27,7 @@ MAX_SHOWN_CHARS = 300  # of what a message quotes
 MAX_ROWS = 20_000_000  # a Parquet file of a few KB can claim any number of equal rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableRow:
     """One row of a table.
 

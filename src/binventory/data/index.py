@@ -62,35 +62,35 @@ def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = Non
     listed = listing.split_list or {}
     names: dict[str, str] = {}  # one object for each ASIN
     columns: dict[str, list[pa.Array]] = {field.name: [] for field in OWN_FIELDS}
-    items, asins = [], []
+    items, asins, stated = [], [], []
     for start in range(0, len(listing.bins), BATCH):
         bins, read = listing.bins[start : start + BATCH], scanned.slice(start, BATCH).to_pylist()
         rows = [_index_row(files, row, listed) for files, row in zip(bins, read, strict=True)]
         for field in OWN_FIELDS:
             columns[field.name].append(pa.array([row[field.name] for row in rows], field.type))
         asins += [tuple({names.setdefault(item["asin"], item["asin"]) for item in row["items"] or ()}) for row in read]
+        stated += [files.group for files in bins]
         of_bins = [
             {"bin_id": utf8(f.id)} | item for f, row in zip(bins, read, strict=True) for item in row["items"] or ()
         ]
         items.append(pa.Table.from_pylist(of_bins, ITEMS_SCHEMA))
     index = {name: pa.chunked_array(parts, INDEX_SCHEMA.field(name).type) for name, parts in columns.items()}
     index |= {name: scanned[column] for name, column in SCANNED.items()}
-    ids = [utf8(files.id) for files in listing.bins]
-    groups = sibling_groups(ids, asins, [files.group for files in listing.bins])
+    groups = sibling_groups(index["id"].to_pylist(), asins, stated)
     index["group"] = pa.chunked_array([pa.array(map(utf8, groups), pa.string())])
-    index["split"] = pa.chunked_array([pa.nulls(len(ids), pa.string())])
+    index["split"] = pa.chunked_array([pa.nulls(len(groups), pa.string())])
     return pa.table({name: index[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA), pa.concat_tables(
         items or [ITEMS_SCHEMA.empty_table()]
     )
 
 
 def _check_unique(bins: Sequence[BinFiles]) -> None:
-    first: dict[str, BinFiles] = {}
+    seen: set[str] = set()
     for files in bins:
-        if files.id in first:
-            photos = f"{first[files.id].photo} and {files.photo}"
+        if files.id in seen:
+            photos = " and ".join(str(found.photo) for found in bins if found.id == files.id)
             raise InputError(f"data.source: bin id {files.id} stands twice: {photos}; rename one")
-        first[files.id] = files
+        seen.add(files.id)
 
 
 def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:

@@ -20,6 +20,7 @@ from binventory.config.schema import DataConfig, PathsConfig, S3Config
 from binventory.data.cache.staging import StagedPhotos
 from binventory.data.columns import rows_of
 from binventory.data.index import build_index
+from binventory.data.listing import PackedBins
 from binventory.data.scan import STATISTICS
 from binventory.data.sources import make_source
 from binventory.data.sources.base import Listing
@@ -102,7 +103,7 @@ def prepare_bins(
     """
     bins = index_bins(data, s3, paths, staged)
     split_list = split_list_of(bins, data, s3)
-    bins = replace(bins, listing=Listing(()))  # of a large set it takes as much memory as the index
+    bins = replace(bins, listing=Listing(()))  # of a large set it takes as much memory as half of the index
     return split_bins(bins, data, split_list)
 
 
@@ -116,6 +117,7 @@ def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[
 def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None) -> IndexedBins:
     """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
     listing = make_source(data, s3, Path(paths.data_dir)).fetch()
+    listing = replace(listing, bins=PackedBins(listing.bins))
     if not listing.bins:
         absent = f" ({len(listing.absent)} listed ones are absent)" if listing.absent else ""
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")

@@ -110,7 +110,8 @@ def load_scan(cache: Path) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != checksum:
         return nothing
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        # by one thread: many take as much memory again, and keep it
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError):  # put there together with its checksum
         return nothing

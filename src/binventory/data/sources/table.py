@@ -75,7 +75,9 @@ class TableSource:
             rows = {row.id: row for row in read_rows(self.location, self.s3, required=("path", "quantity"))}
             bins = {row.id: BinFiles(row.id, None, None, row.quantity, row.group) for row in rows.values()}
             listing = take(bins, wanted, self.limit, self.location)
-            photos = photos_of([rows[found.id] for found in listing.bins], self.s3, self.data_dir, self.location)
+            taken = [rows[found.id] for found in listing.bins]
+            del rows, bins
+            photos = photos_of(taken, self.s3, self.data_dir, self.location)
         located = (
             replace(found, photo=path, problem=problem)
             for found, (path, problem) in zip(listing.bins, photos, strict=True)

@@ -32,6 +32,7 @@ from PIL import Image, features
 from binventory.config.compose import compose_checked
 from binventory.data.augment import random_flip
 from binventory.data.cache.photos import open_photos
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Normalize
@@ -66,9 +67,9 @@ class Subject:
         self.array = np.array(photos.pixels)
         self.tree = make_tree(self.bins, scratch / "tree")
 
-    def prepare(self) -> PreparedBins:
+    def prepare(self, staged: StagedPhotos | None = None) -> PreparedBins:
         """Read and split the bins, with what is known of them under `paths.cache_dir`."""
-        return prepare_bins(self.config.data, self.config.s3, self.config.paths)
+        return prepare_bins(self.config.data, self.config.s3, self.config.paths, staged)
 
     def ways(self) -> dict[str, Callable[[], float]]:
         """Return each way's name and a function that gives its photos per CPU second."""
@@ -118,11 +119,12 @@ class Subject:
         """Decode everything, in a new folder, on all cores."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             self.config.paths.cache_dir = folder
+            staged = StagedPhotos.of(self.config.data, self.config.paths) if with_index else None
             prepared = self.prepared if with_index else self.prepare()
             started = cpu_seconds()
             if with_index:
-                prepared = self.prepare()
-            photos = open_photos(self.config.data, self.config.paths, prepared, self.preprocessing)
+                prepared = self.prepare(staged)
+            photos = open_photos(self.config.data, self.config.paths, prepared, self.preprocessing, staged)
             seconds = cpu_seconds() - started
         return len(photos.pixels) / seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from binventory.data.index import build_index
@@ -60,4 +61,5 @@ def test_a_photo_is_cropped_as_ever_unless_it_is_very_long() -> None:
         left, top = (-((16 - side) // 2) for side in resized.size)
         expected = resized.crop((left, top, left + 16, top + 16))
         pixels = Preprocessing(16, "crop").pixels(encode(whole, "PNG"), "a.png")
-        assert pixels.permute(1, 2, 0).numpy().tobytes() == expected.tobytes()
+        difference = pixels.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)
+        assert np.abs(difference).max() <= 2, "torch rounds in other places than Pillow"

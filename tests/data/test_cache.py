@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
@@ -99,6 +100,7 @@ def test_the_key_is_what_the_pixels_depend_on(tmp_path: Path) -> None:
     base = pack_in(tmp_path).folder
     assert pack_in(tmp_path, Preprocessing(SIDE, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))).folder == base
     assert PIL.__version__ in str(pack_in(tmp_path).facts), "another decoder may give other pixels"
+    assert torch.__version__.split("+")[0] in str(pack_in(tmp_path).facts), "another resize too"
     others = [
         pack_in(tmp_path, Preprocessing(SIDE + 1)),
         pack_in(tmp_path, Preprocessing(SIDE, resize="crop")),

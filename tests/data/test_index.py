@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+import torch
 
 from binventory.data import progress, scan
-from binventory.data.decode import decode_rgb
 from binventory.data.index import INDEX_SCHEMA, ITEMS_SCHEMA, build_index
+from binventory.data.preprocess import Preprocessing
 from binventory.data.scan import channel_statistics
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.errors import InputError
@@ -61,16 +61,15 @@ def test_a_good_bin(folder: Path, tmp_path: Path) -> None:
     expected = {"path": str(photo), "quantity": 3, "width": 10, "height": 8, "bytes": photo.stat().st_size}
     expected |= {"item_count": 3, "distinct_asins": 2, "group": "00001", "split": None, "problem": None, "note": None}
     assert {name: row[name] for name in expected} == expected
-    pixels = np.asarray(decode_rgb(photo.read_bytes(), "3.jpg")).reshape(-1, 3) / 255
-    assert [row[f"mean_{c}"] for c in "rgb"] == pytest.approx(pixels.mean(axis=0))
-    assert [row[f"std_{c}"] for c in "rgb"] == pytest.approx(pixels.std(axis=0, ddof=1))
+    pixels = Preprocessing(224).pixels(photo.read_bytes(), "3.jpg").numpy().reshape(3, -1) / 255
+    assert [row[f"mean_{c}"] for c in "rgb"] == pytest.approx(pixels.mean(axis=1), rel=1e-12)
+    assert [row[f"std_{c}"] for c in "rgb"] == pytest.approx(pixels.std(axis=1, ddof=1), rel=1e-12)
     assert [item for item in items.to_pylist() if item["bin_id"] == "00003"][1]["asin"] == "B3"
 
 
-def test_one_pixel_has_no_spread() -> None:
-    mean, std = channel_statistics(Image.new("RGB", (1, 1), (255, 0, 51)))
-    assert mean.tolist() == pytest.approx([1, 0, 0.2])
-    assert std.tolist() == [0, 0, 0]
+def test_one_colour_has_no_spread() -> None:
+    statistics = channel_statistics(torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 224, 224))
+    assert list(statistics.values()) == pytest.approx([1, 0, 0.2, 0, 0, 0])
 
 
 def test_every_kind_of_bad_bin_is_named_and_the_others_stay(folder: Path, tmp_path: Path) -> None:
@@ -207,13 +206,15 @@ def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: str)
     if damage == "truncated":
         cache.write_bytes(whole[: len(whole) // 2])
     elif damage == "edited":
-        rows = [row | {"quantity": 7} for row in scan.load_scan(cache)]
+        rows = [row | {"quantity": 7} for row in scan.load_scan(cache).to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows, scan.SCAN_SCHEMA), cache)
     elif damage == "no checksum":
         checksum.unlink()
     else:
         renamed = scan.SCAN_SCHEMA.set(4, pa.field("breadth", pa.int32()))
-        rows = [{("breadth" if k == "width" else k): v for k, v in row.items()} for row in scan.load_scan(cache)]
+        rows = [
+            {("breadth" if k == "width" else k): v for k, v in row.items()} for row in scan.load_scan(cache).to_pylist()
+        ]
         pq.write_table(pa.Table.from_pylist(rows, renamed), cache)
         checksum.write_text(hashlib.sha256(cache.read_bytes()).hexdigest())
     index, items = build_index(listing_of(folder), cache)

@@ -129,8 +129,9 @@ def test_preprocessing_survives_json_and_normalizes() -> None:
 
 def loader(folder: Path, num_workers: int, *, on_bad: str = "skip", shuffle: bool = True) -> BatchLoader:
     paths = sorted(map(str, folder.glob("*.jpg")))
-    stamps = [stamp_of(Path(path).stat()) for path in paths]
-    dataset = BinDataset(Bins([Path(path).stem for path in paths], paths, [0] * len(paths), stamps), Preprocessing(16))
+    sizes, times = zip(*(stamp_of(Path(path).stat()) for path in paths), strict=True)
+    targets = np.zeros(len(paths), dtype=np.int64)
+    dataset = BinDataset(Bins([Path(path).stem for path in paths], paths, targets, sizes, times), Preprocessing(16))
     order = sampler(len(paths), shuffle=shuffle)
     return BatchLoader(decoded_batches(dataset, order, num_workers), order, on_bad=on_bad)
 

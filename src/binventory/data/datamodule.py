@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
 
@@ -16,6 +17,7 @@ from binventory.data.augment import Augmentation, random_view
 from binventory.data.cache.batches import PackedBatches
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.cache.residence import place_rows
+from binventory.data.columns import Column
 from binventory.data.loader import (
     Batch,
     BatchLoader,
@@ -112,7 +114,7 @@ class BinDataModule(pl.LightningDataModule):
         if self.overfit_batches is None:
             return bins
         keep = slice(0, self.overfit_batches * self.data.batch_size)
-        return Bins(bins.ids[keep], bins.paths[keep], bins.targets[keep], bins.stamps[keep])
+        return Bins(bins.ids[keep], bins.paths[keep], bins.targets[keep], bins.sizes[keep], bins.mtimes_ns[keep])
 
     def _loader(self, split: str, bins: Bins, *, shuffle: bool) -> BatchLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -146,13 +148,13 @@ class BinDataModule(pl.LightningDataModule):
 
 def labelled_bins(prepared: PreparedBins, split: str, counts: list[int]) -> Bins:
     """Return the bins of a split with their quantities as positions in `counts`."""
-    index = prepared.index
+    of_split = prepared.index.filter(pc.equal(prepared.index["split"], split))
     position = {count: place for place, count in enumerate(counts)}
-    columns = ["id", "path", "quantity", "split", "bytes", "mtime_ns"]
-    rows = [row for row in index.select(columns).to_pylist() if row["split"] == split]
+    targets = np.array([position[count] for count in Column[int](of_split["quantity"])], dtype=np.int64)
     return Bins(
-        [row["id"] for row in rows],
-        [row["path"] for row in rows],
-        [position[row["quantity"]] for row in rows],
-        [(row["bytes"], row["mtime_ns"]) for row in rows],
+        Column(of_split["id"]),
+        Column(of_split["path"]),
+        targets,
+        Column(of_split["bytes"]),
+        Column(of_split["mtime_ns"]),
     )

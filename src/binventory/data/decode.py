@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,6 +27,7 @@ JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # those left out stand alone, within pixel data
 START_OF_SCAN, END_OF_IMAGE, FIRST_SEGMENT = 0xDA, 0xD9, 0xC0
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values for photos that lie on their side
 SUFFIX_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 # What Pillow's decoders raise on damaged files: OSError where pixel data ends early, the others on broken headers
@@ -64,7 +67,26 @@ def read_photo(path: Path, stamp: tuple[int, int] | None = None) -> bytes:
     return data
 
 
+class Photo(NamedTuple):
+    """A decoded photo.
+
+    Attributes:
+        image: loaded, of mode RGB, upright.
+        size: width and height of the upright photo as it was taken.
+        factor: what these were divided by, and rounded up, to give those of `image`.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    factor: int
+
+
 def decode_rgb(data: bytes, name: str) -> Image.Image:
+    """Decode a JPEG or PNG at its full size; see `decode_photo`."""
+    return decode_photo(data, name).image
+
+
+def decode_photo(data: bytes, name: str, wanted: Callable[[tuple[int, int]], tuple[int, int]] | None = None) -> Photo:
     """Decode a JPEG or PNG, upright by its EXIF orientation.
 
     Grey, 16-bit, palette and CMYK pixels become 8-bit RGB; transparent ones are laid on white.
@@ -72,9 +94,8 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
     Args:
         data: the whole file.
         name: file name for messages; where it ends in .jpg, .jpeg or .png the content must be of that format.
-
-    Returns:
-        A loaded image of mode RGB.
+        wanted: width and height of a photo -> those that are needed of it, the same for a photo that lies on its side.
+            A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that is no less. None: at its full size.
 
     Raises:
         PhotoError: empty, neither JPEG nor PNG, another format than the name says, animated, over 100 megapixels or
@@ -87,13 +108,31 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
         # Not Image.open: it would warn or raise about large photos by limits of its own, before ours are asked.
         image: ImageFile = JpegImageFile(BytesIO(data)) if content == "JPEG" else PngImageFile(BytesIO(data))
         _check_header(image, name)
+        (width, height), factor = image.size, 1
+        if wanted is not None and content == "JPEG":
+            factor = _factor(image, wanted(image.size))
+            image.draft(None, (width // factor, height // factor))
         image.load()
+        is_sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return Photo(_to_rgb(image), (height, width) if is_sideways else (width, height), factor)
     except PhotoError:
         raise
     except DAMAGE as error:
         raise PhotoError(name, f"truncated or corrupt: {error}") from error
+
+
+def reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
+    """Return by what a JPEG's sides are divided when it is decoded where another size is wanted: 1, 2, 4 or 8."""
+    surplus = min(size[0] // wanted[0], size[1] // wanted[1])
+    return next(factor for factor in (8, 4, 2, 1) if factor <= max(surplus, 1))
+
+
+def _factor(image: ImageFile, wanted: tuple[int, int]) -> int:
+    factor = reduction(image.size, wanted)
+    # a last row that is there in part would be the first of a photo that is then turned
+    is_turned = image.getexif().get(ORIENTATION, 1) != 1
+    return 1 if is_turned and any(side % factor for side in image.size) else factor
 
 
 def _content_format(data: bytes, name: str) -> str:

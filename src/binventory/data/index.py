@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import BATCH
 from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.splits import sibling_groups
@@ -29,18 +31,25 @@ INDEX_SCHEMA = pa.schema(
         ("problem", pa.string()),  # "reason" or "reason: detail"; null: the bin can be used
         ("note", pa.string()),  # what is odd about a bin that can be used all the same
         ("mtime_ns", pa.int64()),
-        *((name, pa.float64()) for name in STATISTICS),  # over the photo's pixels at its stored size, in 0..1
+        *((name, pa.float64()) for name in STATISTICS),  # over the photo squashed to 224 pixels, in 0..1
     ]
 )
 ITEMS_SCHEMA = pa.schema([("bin_id", pa.string()), *ITEM_FIELDS])
 
 
-def build_index(listing: Listing, cache: Path) -> tuple[pa.Table, pa.Table]:
+# Columns of the index that are the scan's, under another name or the same, and those that are made for it.
+SCANNED = {"path": "photo", "bytes": "photo_bytes", "mtime_ns": "photo_mtime_ns"}
+SCANNED |= {name: name for name in ("width", "height", "sha256", *STATISTICS)}
+OWN_FIELDS = [field for field in INDEX_SCHEMA if field.name not in {*SCANNED, "group", "split"}]
+
+
+def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = None) -> tuple[pa.Table, pa.Table]:
     """Read all bins of a listing.
 
     Args:
         listing: what the source has.
         cache: Parquet file by which unchanged files are not read again.
+        staged: takes the photos that are read, by their rows of the index.
 
     Returns:
         The index (`INDEX_SCHEMA`, in listing order, `split` all null) and the items (`ITEMS_SCHEMA`).
@@ -49,28 +58,39 @@ def build_index(listing: Listing, cache: Path) -> tuple[pa.Table, pa.Table]:
         InputError: two bins have one id.
     """
     _check_unique(listing.bins)
-    scanned = scan_bins(listing.bins, cache)
+    scanned = scan_bins(listing.bins, cache, staged)
     listed = listing.split_list or {}
-    rows = [_index_row(files, row, listed) for files, row in zip(listing.bins, scanned, strict=True)]
-    asins = [{item["asin"] for item in row["items"] or ()} for row in scanned]
-    groups = sibling_groups([row["id"] for row in rows], asins, [files.group for files in listing.bins])
-    for row, group in zip(rows, groups, strict=True):
-        row["group"] = utf8(group)
-    items = [
-        {"bin_id": utf8(files.id)} | item
-        for files, row in zip(listing.bins, scanned, strict=True)
-        for item in row["items"] or ()
-    ]
-    return pa.Table.from_pylist(rows, INDEX_SCHEMA), pa.Table.from_pylist(items, ITEMS_SCHEMA)
+    names: dict[str, str] = {}  # one object for each ASIN
+    columns: dict[str, list[pa.Array]] = {field.name: [] for field in OWN_FIELDS}
+    items, asins, stated = [], [], []
+    for start in range(0, len(listing.bins), BATCH):
+        bins, read = listing.bins[start : start + BATCH], scanned.slice(start, BATCH).to_pylist()
+        rows = [_index_row(files, row, listed) for files, row in zip(bins, read, strict=True)]
+        for field in OWN_FIELDS:
+            columns[field.name].append(pa.array([row[field.name] for row in rows], field.type))
+        asins += [tuple({names.setdefault(item["asin"], item["asin"]) for item in row["items"] or ()}) for row in read]
+        stated += [files.group for files in bins]
+        of_bins = [
+            {"bin_id": utf8(f.id)} | item for f, row in zip(bins, read, strict=True) for item in row["items"] or ()
+        ]
+        items.append(pa.Table.from_pylist(of_bins, ITEMS_SCHEMA))
+    index = {name: pa.chunked_array(parts, INDEX_SCHEMA.field(name).type) for name, parts in columns.items()}
+    index |= {name: scanned[column] for name, column in SCANNED.items()}
+    groups = sibling_groups(index["id"].to_pylist(), asins, stated)
+    index["group"] = pa.chunked_array([pa.array(map(utf8, groups), pa.string())])
+    index["split"] = pa.chunked_array([pa.nulls(len(groups), pa.string())])
+    return pa.table({name: index[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA), pa.concat_tables(
+        items or [ITEMS_SCHEMA.empty_table()]
+    )
 
 
 def _check_unique(bins: Sequence[BinFiles]) -> None:
-    first: dict[str, BinFiles] = {}
+    seen: set[str] = set()
     for files in bins:
-        if files.id in first:
-            photos = f"{first[files.id].photo} and {files.photo}"
+        if files.id in seen:
+            photos = " and ".join(str(found.photo) for found in bins if found.id == files.id)
             raise InputError(f"data.source: bin id {files.id} stands twice: {photos}; rename one")
-        first[files.id] = files
+        seen.add(files.id)
 
 
 def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:
@@ -78,15 +98,11 @@ def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:
     quantity = scanned["quantity"] if files.quantity is None else files.quantity
     return {
         "id": utf8(files.id),
-        "path": scanned["photo"],
         "quantity": quantity,
-        "bytes": scanned["photo_bytes"],
-        "mtime_ns": scanned["photo_mtime_ns"],
         "item_count": None if items is None else sum(item["quantity"] or 0 for item in items),
         "distinct_asins": None if items is None else len({item["asin"] for item in items}),
         "problem": _problem(files, scanned),
         "note": "; ".join(_notes(files, scanned, listed)) or None,
-        **{name: scanned[name] for name in ("width", "height", "sha256", *STATISTICS)},
     }
 
 

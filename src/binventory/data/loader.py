@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +27,13 @@ PADDING = -1  # index of a place in a batch that holds no bin
 
 
 class Bins(NamedTuple):
-    """Bins as lists, in the index's order: what a dataset reads."""
+    """Bins in the index's order: what a dataset reads."""
 
-    ids: list[str]
-    paths: list[str]
-    targets: list[int]  # positions in `counts`
-    stamps: list[tuple[int, int]]  # `stamp_of` each photo when it was indexed
+    ids: Sequence[str]
+    paths: Sequence[str]
+    targets: npt.NDArray[np.int64]  # positions in `counts`
+    sizes: Sequence[int]  # `stamp_of` each photo when it was indexed: bytes
+    mtimes_ns: Sequence[int]  # and the time of its last change
 
 
 # Inputs, target and position of a batch, and why places of it hold no bin.
@@ -82,10 +83,11 @@ class BinDataset(Dataset[Sample]):
             return Sample(nothing, 0, PADDING, None)
         path = self.bins.paths[index]
         try:
-            pixels = self.preprocessing.pixels(read_photo(Path(path), self.bins.stamps[index]), path)
+            stamp = self.bins.sizes[index], self.bins.mtimes_ns[index]
+            pixels = self.preprocessing.pixels(read_photo(Path(path), stamp), path)
         except PhotoError as error:
             return Sample(nothing, 0, PADDING, str(error))
-        return Sample(pixels, self.bins.targets[index], index, None)
+        return Sample(pixels, int(self.bins.targets[index]), index, None)
 
 
 class BatchSampler(Sampler[list[int]]):

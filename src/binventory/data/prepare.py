@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, PathsConfig, S3Config
+from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import rows_of
 from binventory.data.index import build_index
+from binventory.data.listing import PackedBins
 from binventory.data.scan import STATISTICS
 from binventory.data.sources import make_source
 from binventory.data.sources.base import Listing
@@ -27,7 +30,7 @@ from binventory.data.summary import Summary, summarize
 from binventory.errors import ConfigError, InputError
 from binventory.files import atomic_path, locked
 
-FORMAT = 1  # part of every cache key: raise it when what is read from a file changes
+FORMAT = 2  # part of every cache key: raise it when what is read from a file changes
 MAX_SHARE_DEVIATION = 0.02
 
 Triple = tuple[float, float, float]
@@ -84,19 +87,24 @@ class PreparedBins:
         return (values[0], values[1], values[2]), (values[3], values[4], values[5])
 
 
-def prepare_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> PreparedBins:
+def prepare_bins(
+    data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None
+) -> PreparedBins:
     """Fetch a source, read what is new of it, split it and write the index.
 
     It lies in `<paths.cache_dir>/index/<key>/<split key>/`, as index.parquet and items.parquet. What had to be left out
-    because it is bad is said on stderr. Two processes may prepare the same bins at once.
+    because it is bad is said on stderr. Two processes may prepare the same bins at once. `staged` takes the photos that
+    are read, for `open_photos`.
 
     Raises:
         InputError: the source cannot be used, no bin of it can, a bin is bad under `data.on_bad=fail`, or more than
             `data.max_bad_fraction` of them are.
         ConfigError: a count of `data.counts` has no bin in train, val or test.
     """
-    bins = index_bins(data, s3, paths)
-    return split_bins(bins, data, split_list_of(bins, data, s3))
+    bins = index_bins(data, s3, paths, staged)
+    split_list = split_list_of(bins, data, s3)
+    bins = replace(bins, listing=Listing(()))  # of a large set it takes as much memory as half of the index
+    return split_bins(bins, data, split_list)
 
 
 def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[str, int] | None:
@@ -106,15 +114,16 @@ def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[
     return bins.listing.split_list if data.split_list is None else read_file_list(data.split_list, s3)
 
 
-def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig) -> IndexedBins:
+def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None) -> IndexedBins:
     """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
     listing = make_source(data, s3, Path(paths.data_dir)).fetch()
+    listing = replace(listing, bins=PackedBins(listing.bins))
     if not listing.bins:
         absent = f" ({len(listing.absent)} listed ones are absent)" if listing.absent else ""
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
     folder = Path(paths.cache_dir) / "index" / _source_key(data)
     with _writing(folder), locked(folder / "lock"):
-        index, items = build_index(listing, folder / "scan.parquet")
+        index, items = build_index(listing, folder / "scan.parquet", staged)
     summary = summarize(index, source=data.source, absent=len(listing.absent), counts=list(data.counts))
     _judge(index, summary, data)
     return IndexedBins(listing, index, items, folder, summary)
@@ -132,11 +141,8 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
     if not labels:
         raise InputError(f"data.source={data.source}: no bin has a quantity of data.counts={list(data.counts)}")
     split_of, warnings = _split(bins.index, labels, data, split_list)
-    usable = pc.is_null(bins.index["problem"]).to_pylist()
-    ids = bins.index["id"].to_pylist()
-    split = [
-        split_of.get(bin_id) if good and bin_id in labels else None for bin_id, good in zip(ids, usable, strict=True)
-    ]
+    rows = rows_of(bins.index.select(["id", "problem"]))
+    split = [split_of.get(bin_id) if problem is None and bin_id in labels else None for bin_id, problem in rows]
     position = bins.index.schema.get_field_index("split")
     index = bins.index.set_column(position, bins.index.schema.field(position), pa.array(split, pa.string()))
     source, absent = bins.summary.source, bins.summary.absent
@@ -152,8 +158,8 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
 
 def _labels(index: pa.Table, counts: list[int]) -> dict[str, int]:
     # also of bins whose photo is bad: one broken photo must not move the others between train and test
-    pairs = zip(index["id"].to_pylist(), index["quantity"].to_pylist(), strict=True)
-    return {bin_id: quantity for bin_id, quantity in pairs if quantity in counts}
+    rows = rows_of(index.select(["id", "quantity"]))
+    return {bin_id: quantity for bin_id, quantity in rows if quantity in counts}
 
 
 def _split(
@@ -168,7 +174,7 @@ def _split(
             seed=data.split_seed,
         )
         return split_of, ()
-    groups = dict(zip(index["id"].to_pylist(), index["group"].to_pylist(), strict=True))
+    groups = {bin_id: group for bin_id, group in rows_of(index.select(["id", "group"])) if bin_id in labels}
     split_of = grouped_split(
         list(labels),
         list(labels.values()),
@@ -244,6 +250,8 @@ def _key(parts: dict[str, Any]) -> str:
 
 
 def _fingerprint(index: pa.Table) -> str:
-    rows = index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"]).to_pylist()
-    lines = sorted(json.dumps(list(row.values())) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    rows = rows_of(index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"]))
+    digest = hashlib.sha256()
+    for place, line in enumerate(sorted(json.dumps(row) for row in rows)):
+        digest.update(b"\n" * bool(place) + line.encode())
+    return digest.hexdigest()

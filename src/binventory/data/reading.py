@@ -36,7 +36,7 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
                 size = f"{status.st_size / 2**20:,.0f} MiB, at most {max_bytes // 2**20} MiB are read"
                 raise UnreadableError(f"too large: {size}")
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(max_bytes)
+                return file.read(min(max_bytes, status.st_size + 1))  # as much memory is taken as is asked for
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -6,17 +6,21 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from torch import Tensor
 
-from binventory.data.decode import PhotoError, decode_rgb, read_photo
+from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import BATCH, rows_of
+from binventory.data.decode import Photo, PhotoError, decode_photo, read_photo, reduction
 from binventory.data.metadata import MetadataError, read_metadata
+from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
 from binventory.data.reading import stamp_of
 from binventory.data.sources.base import BinFiles
@@ -54,98 +58,162 @@ SCAN_SCHEMA = pa.schema(
         ("flags", pa.list_(pa.string())),
     ]
 )
+NOTHING: Row = dict.fromkeys(SCAN_SCHEMA.names)
 # Of metadata also the time that no program can set back: a 2 put for a 1 keeps the size, and archives restore times.
 STAMP = (
     *("photo", "photo_bytes", "photo_mtime_ns"),
     *("metadata", "metadata_bytes", "metadata_mtime_ns", "metadata_ctime_ns"),
 )
-BATCH = 2048  # bins handed to the threads at a time: half a million futures would take more memory than the rows
+MEASURED = Preprocessing(224)  # photos whose statistics are those of the index: as the source report saw them
+CHUNK = 16  # bins that a thread reads in one go
 
 
-def scan_bins(bins: Sequence[BinFiles], cache: Path) -> list[Row]:
+def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None) -> pa.Table:
     """Read photos and metadata of all bins.
 
     Args:
         bins: which files to read.
         cache: Parquet file in which the result is kept; what it knows of unchanged files is not read again. A damaged
             one is noticed by the checksum beside it and made anew.
+        staged: takes the photos that are read, by their places in `bins`.
 
     Returns:
-        One row a bin with the fields of `SCAN_SCHEMA`, in the order of `bins`.
+        One row a bin (`SCAN_SCHEMA`), in the order of `bins`.
     """
-    known = {_stamp_of(row): row for row in load_scan(cache)}
-    rows = [_stamp_row(files) for files in bins]
-    rows = [known.get(_stamp_of(row), row) for row in rows]
-    # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
-    stale = [i for i, row in enumerate(rows) if "sha256" not in row or row["photo_problem"] or row["metadata_problem"]]
-    for i, row in zip(stale, track(_read_all([bins[i] for i in stale]), len(stale), "reading photos"), strict=True):
-        rows[i] = row
-    if stale or len(known) != len(rows):
-        store_scan(cache, rows)
-    return rows
+    known = _Known(load_scan(cache))
+    if staged is not None:
+        staged.begin(len(bins))
+    parts: list[pa.Table] = []
+
+    def scanned() -> Iterator[bool]:
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scan") as threads:
+            for start in range(0, len(bins), BATCH):
+                part, num_read = _scan_some(bins[start : start + BATCH], start, known, staged, threads)
+                parts.append(part)
+                yield from (place < num_read for place in range(len(part)))
+
+    num_read = sum(track(scanned(), len(bins), "reading photos"))
+    table = pa.concat_tables(parts) if parts else SCAN_SCHEMA.empty_table()
+    if num_read or len(known.table) != len(table):
+        store_scan(cache, table)
+    return table
 
 
-def load_scan(cache: Path) -> list[Row]:
-    """Return the rows of an earlier scan; none when there is no whole file of this version's columns."""
+def load_scan(cache: Path) -> pa.Table:
+    """Return what an earlier scan found; no rows when there is no whole file of this version's columns."""
+    nothing = SCAN_SCHEMA.empty_table()
     try:
         data = cache.read_bytes()
         checksum = _checksum_path(cache).read_text().strip()
     except (OSError, UnicodeDecodeError):
-        return []
+        return nothing
     if hashlib.sha256(data).hexdigest() != checksum:
-        return []
+        return nothing
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        # by one thread: many take as much memory again, and keep it
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError):  # put there together with its checksum
-        return []
-    return table.to_pylist() if table.schema.equals(SCAN_SCHEMA) else []
+        return nothing
+    return table if table.schema.equals(SCAN_SCHEMA) else nothing
 
 
-def store_scan(cache: Path, rows: Sequence[Row]) -> None:
-    """Write the rows and, beside them, the checksum."""
+def store_scan(cache: Path, table: pa.Table) -> None:
+    """Write the table and, beside it, the checksum."""
     with atomic_path(cache) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), SCAN_SCHEMA), temporary)
+        pq.write_table(table, temporary)
         checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
     with atomic_path(_checksum_path(cache)) as temporary:
         temporary.write_text(checksum + "\n")
 
 
-def channel_statistics(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation (n-1) of each channel of an RGB image, in 0..1: two (3,) float64 arrays."""
-    histogram = np.array(image.histogram(), dtype=np.float64).reshape(3, 256)  # exact, and faster than over the pixels
-    levels = np.arange(256) / 255
-    num_pixels = image.width * image.height
-    mean = histogram @ levels / num_pixels
-    squares = (histogram * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return mean, np.sqrt(squares / max(num_pixels - 1, 1))
+class _Known:
+    """An earlier scan in which rows are found by their stamps: 16 bytes a row, where a dict of rows takes kilobytes."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        hashes = np.fromiter(map(hash, rows_of(table.select(STAMP))), dtype=np.int64, count=len(table))
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+
+    def find(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+        """Return where the table has a row that may be of the same stamp, for each of some rows; -1: nowhere."""
+        hashes = np.array([hash(_stamp_of(row)) for row in rows], dtype=np.int64)
+        places = np.searchsorted(self._hashes, hashes)
+        is_there = places < len(self._hashes)
+        is_there[is_there] = self._hashes[places[is_there]] == hashes[is_there]
+        found = np.full(len(rows), -1)
+        found[is_there] = self._order[places[is_there]]
+        return found
 
 
-def _read_all(bins: Sequence[BinFiles]) -> Iterator[Row]:
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scan") as threads:
-        for start in range(0, len(bins), BATCH):
-            yield from threads.map(_read_bin, bins[start : start + BATCH])
+def _scan_some(
+    bins: Sequence[BinFiles], first: int, known: _Known, staged: StagedPhotos | None, threads: ThreadPoolExecutor
+) -> tuple[pa.Table, int]:
+    """Return rows for some bins, the first of which has the place `first`, and how many of them had to be read."""
+    rows = [_stamp_row(files) for files in bins]
+    found = known.find(rows)
+    places = np.flatnonzero(found >= 0)
+    is_run = len(places) == len(rows) and bool((np.diff(found) == 1).all())
+    part = known.table.slice(found[0], len(rows)) if is_run else known.table.take(found[places])
+    for place, before in zip(places.tolist(), part.to_pylist(), strict=True):
+        if _stamp_of(before) == _stamp_of(rows[place]):
+            rows[place] = before
+    # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
+    stale = [i for i, row in enumerate(rows) if "sha256" not in row or row["photo_problem"] or row["metadata_problem"]]
+    if is_run and not stale:
+        return part, 0
+    chunks = [stale[start : start + CHUNK] for start in range(0, len(stale), CHUNK)]
+    read = threads.map(lambda chunk: [_read_bin(bins[place], first + place, staged) for place in chunk], chunks)
+    for place, row in zip(stale, chain.from_iterable(read), strict=True):
+        rows[place] = row
+    return pa.Table.from_pylist(rows, SCAN_SCHEMA), len(stale)
 
 
-def _read_bin(files: BinFiles) -> Row:
+def channel_statistics(pixels: Tensor) -> dict[str, float]:
+    """Return `STATISTICS` of (3, H, W) uint8, H up to 256: mean and deviation (n-1) of each channel, of 0..1."""
+    rows = pixels.permute(1, 2, 0).numpy().reshape(pixels.shape[1], -1).astype(np.float32)
+    sums = rows.sum(axis=0)  # exact: of at most 256 squares below 2^16, and a float32 holds whole numbers to 2^24
+    squares = np.square(rows, out=rows).sum(axis=0)
+    num_pixels = pixels[0].numel()
+    total, total_squares = (part.reshape(-1, 3).sum(axis=0, dtype=np.float64) for part in (sums, squares))
+    variance = (total_squares - total**2 / num_pixels) / (num_pixels - 1)
+    values = [*total / num_pixels, *np.sqrt(np.maximum(variance, 0))]
+    return {name: float(value) / 255 for name, value in zip(STATISTICS, values, strict=True)}
+
+
+def _read_bin(files: BinFiles, place: int, staged: StagedPhotos | None) -> Row:
     # the stamp is taken first: a file that changes while it is read is then read again the next time
-    row = dict.fromkeys(SCAN_SCHEMA.names) | _stamp_row(files)
-    if files.photo is not None:
-        row |= _photo_facts(files.photo)
+    row = NOTHING | _stamp_row(files)
     if files.metadata is not None:
         row |= _metadata_facts(files.metadata)
+    if files.photo is not None:
+        quantity = row["quantity"] if files.quantity is None else files.quantity
+        is_wanted = staged is not None and quantity in staged.counts
+        row |= _photo_facts(files.photo, place, staged if is_wanted else None)
     return row
 
 
-def _photo_facts(path: Path) -> Row:
+def _photo_facts(path: Path, place: int, staged: StagedPhotos | None) -> Row:
     try:
         data = read_photo(path)
-        image = decode_rgb(data, path.name)
+        photo = decode_photo(data, path.name, MEASURED.resized)
+        pixels = MEASURED.square(photo)
+        if staged is not None:
+            staged.put(place, _pixels(staged.preprocessing, data, path.name, photo, pixels))
     except PhotoError as error:
         return {"photo_problem": error.reason}
-    mean, std = channel_statistics(image)
-    facts = {"width": image.width, "height": image.height, "sha256": hashlib.sha256(data).hexdigest()}
-    return facts | dict(zip(STATISTICS, [*mean.tolist(), *std.tolist()], strict=True))
+    facts = {"width": photo.size[0], "height": photo.size[1], "sha256": hashlib.sha256(data).hexdigest()}
+    return facts | channel_statistics(pixels)
+
+
+def _pixels(preprocessing: Preprocessing, data: bytes, name: str, photo: Photo, measured: Tensor) -> Tensor:
+    """Return what `preprocessing.pixels` gives, from what was decoded or resized to be measured where it can be."""
+    if preprocessing == MEASURED:
+        return measured
+    if reduction(photo.size, preprocessing.resized(photo.size)) == reduction(photo.size, MEASURED.resized(photo.size)):
+        return preprocessing.square(photo)
+    return preprocessing.pixels(data, name)
 
 
 def _metadata_facts(path: Path) -> Row:
@@ -155,7 +223,7 @@ def _metadata_facts(path: Path) -> Row:
         return {"metadata_problem": error.reason}
     return {
         "quantity": metadata.quantity,
-        "items": [asdict(item) for item in metadata.items],
+        "items": [vars(item) for item in metadata.items],
         "flags": list(metadata.flags),
     }
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from binventory.errors import ConfigError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
+
+Content = tuple[tuple[int, int], ...]  # of a group: each count and how many bins have it, in the order of the counts
 
 SIBLING_DISTANCE = 2  # photos of one bin taken before and after a change have ids this close
 
@@ -122,9 +126,7 @@ def grouped_split(
     Returns:
         bin id -> train, val or test.
     """
-    members: dict[str, Counter[int]] = defaultdict(Counter)
-    for quantity, group in zip(quantities, groups, strict=True):
-        members[group][quantity] += 1
+    members = _contents(quantities, groups)
     test = _cut_groups(members, test_fraction, seed)
     rest = {group: content for group, content in members.items() if group not in test}
     val = _cut_groups(rest, val_fraction, seed) if val_fraction > 0 else set()
@@ -132,7 +134,17 @@ def grouped_split(
     return {bin_id: split_of[group] for bin_id, group in zip(ids, groups, strict=True)}
 
 
-def _cut_groups(members: Mapping[str, Counter[int]], fraction: float, seed: int) -> set[str]:
+def _contents(quantities: Sequence[int], groups: Sequence[str]) -> dict[str, Content]:
+    """Return what each group holds; groups of equal make-up share one object, for most are of a single bin."""
+    shared: dict[Content, Content] = {}
+    members: dict[str, Content] = {}
+    for group, pairs in groupby(sorted(zip(groups, quantities, strict=True)), key=itemgetter(0)):
+        content = tuple(sorted(Counter(quantity for _, quantity in pairs).items()))
+        members[group] = shared.setdefault(content, content)
+    return members
+
+
+def _cut_groups(members: Mapping[str, Content], fraction: float, seed: int) -> set[str]:
     """Choose groups that hold `fraction` of the bins of each count, as nearly as whole groups allow.
 
     Large groups are placed first, and each goes where the counts it holds are further behind: both sides fill at the
@@ -141,16 +153,17 @@ def _cut_groups(members: Mapping[str, Counter[int]], fraction: float, seed: int)
     """
     totals: Counter[int] = Counter()
     for content in members.values():
-        totals.update(content)
+        for count, number in content:
+            totals[count] += number
 
     def order(group: str) -> tuple[int, bytes]:
-        return -members[group].total(), hashlib.sha256(f"{seed}:{group}".encode()).digest()
+        return -sum(number for _, number in members[group]), hashlib.sha256(f"{seed}:{group}".encode()).digest()
 
     # Of each count: how much fuller the part is than the rest, as shares of their aims.
     lead = dict.fromkeys(totals, 0.0)
     part: set[str] = set()
     for group in sorted(members, key=order):
-        held = sorted(members[group].items())  # sums of floats depend on their order
+        held = members[group]  # in the order of the counts: sums of floats depend on it
         in_part = {count: lead[count] + n / (fraction * totals[count]) for count, n in held}
         in_rest = {count: lead[count] - n / ((1 - fraction) * totals[count]) for count, n in held}
         if sum(x * x for x in in_part.values()) < sum(x * x for x in in_rest.values()):

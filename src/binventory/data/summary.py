@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from binventory.data.columns import rows_of
 from binventory.data.splits import SPLITS
 
 NUM_EXAMPLES = 3
@@ -90,13 +91,13 @@ def summarize(
     index: pa.Table, *, source: str, absent: int, counts: list[int], warnings: tuple[str, ...] = ()
 ) -> Summary:
     """Count the bins of an index (`INDEX_SCHEMA`), split or not."""
-    columns = [index[name].to_pylist() for name in ("id", "quantity", "split", "problem", "note")]
+    columns = index.select(["id", "quantity", "split", "problem", "note"])
     splits: dict[str, Counter[int]] = defaultdict(Counter)
     bad: dict[str, list[str]] = defaultdict(list)
     others: Counter[int] = Counter()
     unlabelled, unlisted = 0, 0
     noted = {}
-    for bin_id, quantity, split, problem, note in zip(*columns, strict=True):
+    for bin_id, quantity, split, problem, note in rows_of(columns):
         if problem is not None:
             bad[reason_of(problem)].append(bin_id)
             continue

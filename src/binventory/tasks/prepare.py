@@ -7,6 +7,7 @@ from pathlib import Path
 
 from binventory.config.schema import PrepareConfig
 from binventory.data.cache.photos import open_photos
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.datamodule import make_preprocessing
 from binventory.data.export import export_imagefolder
 from binventory.data.prepare import prepare_bins
@@ -24,11 +25,12 @@ def run(config: PrepareConfig, run_dir: Path) -> None:
     Raises:
         ConfigError, InputError: as `prepare_bins` and `export_imagefolder`.
     """
-    bins = prepare_bins(config.data, config.s3, config.paths)
+    staged = StagedPhotos.of(config.data, config.paths) if config.data.cache else None
+    bins = prepare_bins(config.data, config.s3, config.paths, staged)
     print(*bins.summary.lines(), sep="\n")
     print(f"index: {bins.index_path}")
     if config.data.cache:
-        photos = open_photos(config.data, config.paths, bins, make_preprocessing(config.data, bins))
+        photos = open_photos(config.data, config.paths, bins, make_preprocessing(config.data, bins), staged)
         print(f"photos: {photos.folder}")
     if config.layout == "imagefolder":
         default = Path(config.paths.data_dir) / "imagefolder" / bins.fingerprint[:16]

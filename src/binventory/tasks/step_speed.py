@@ -164,8 +164,8 @@ class _RandomBins(BinDataModule):
         pixels = generator.integers(0, 256, (num_photos, side, side, 3), dtype=np.uint8)
         photos = PackedPhotos(Path(), pixels, {"train": np.arange(num_bins) % num_photos}, {})
         super().__init__(config.data, cast(Any, None), preprocessing, seed=config.seed, photos=photos)
-        targets = generator.integers(0, len(config.data.counts), num_bins).tolist()
-        self._bins = Bins([""] * num_bins, [""] * num_bins, targets, [(0, 0)] * num_bins)
+        targets = generator.integers(0, len(config.data.counts), num_bins)
+        self._bins = Bins([""] * num_bins, [""] * num_bins, targets, [0] * num_bins, [0] * num_bins)
 
     def bins(self, split: str) -> Bins:
         """Return the random ones; they are all for training."""

@@ -19,6 +19,7 @@ from binventory.callbacks.checkpoint_file import BEST, LAST, find_checkpoint, re
 from binventory.callbacks.progress import ProgressReport
 from binventory.config.schema import TrainConfig
 from binventory.data.cache.photos import open_photos
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.datamodule import BinDataModule, make_preprocessing
 from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Preprocessing
@@ -56,12 +57,13 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     weights = config.model.weights if config.init_from is None and checkpoint is None else "none"
     backbone = make_backbone(config.model.name, weights, num_outputs(config.objective, list(config.data.counts)))
-    prepared = prepare_bins(config.data, config.s3, config.paths)
+    staged = StagedPhotos.of(config.data, config.paths) if config.data.cache else None
+    prepared = prepare_bins(config.data, config.s3, config.paths, staged)
     if int(os.environ.get("RANK", "0")) == 0:
         print(*prepared.summary.lines(), sep="\n", flush=True)
     preprocessing = make_preprocessing(config.data, prepared)
     module = make_module(config, backbone, preprocessing, is_resumed=checkpoint is not None)
-    photos = open_photos(config.data, config.paths, prepared, preprocessing) if config.data.cache else None
+    photos = open_photos(config.data, config.paths, prepared, preprocessing, staged) if config.data.cache else None
     data = BinDataModule(
         config.data,
         prepared,

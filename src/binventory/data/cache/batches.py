@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -38,14 +38,14 @@ class PackedBatches:
         self,
         source: npt.NDArray[Any] | Tensor,
         rows: Places,
-        targets: Sequence[int],
+        targets: Places,
         bad: Mapping[int, str],
         sampler: BatchSampler,
         device: torch.device,
     ) -> None:
         self.source = source
         self.rows = rows
-        self.targets = np.array(targets, dtype=np.int64)
+        self.targets = targets
         self.bad = bad
         self.sampler = sampler
         self.device = device

@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from binventory.data.cache.pack import JOURNAL, LOCK, Pack
+from binventory.data.cache.staging import StagedPhotos
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
@@ -28,10 +29,19 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PhotoFile(NamedTuple):
-    """Where the photo of a row lies, and its `stamp_of` when it was indexed."""
+    """Where the photo of a row lies, its `stamp_of` when it was indexed, and its place among the staged ones."""
 
     path: str
     stamp: tuple[int, int]
+    place: int | None = None
+
+
+class PhotoFiles(Protocol):
+    """A list of `PhotoFile`, or what looks them up."""
+
+    def __getitem__(self, row: int, /) -> PhotoFile:
+        """Return the photo of a row."""
+        ...
 
 
 # From the numbers of some rows to the rows, in C order, and why some of them are not what they should be.
@@ -46,7 +56,13 @@ class Block(NamedTuple):
     bad: dict[int, str]
 
 
-def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing, num_workers: int) -> dict[int, str]:
+def build(
+    pack: Pack,
+    photos: PhotoFiles,
+    preprocessing: Preprocessing,
+    num_workers: int,
+    staged: StagedPhotos | None = None,
+) -> dict[int, str]:
     """Make a pack of decoded photos whole; see `build_rows`.
 
     Args:
@@ -54,15 +70,19 @@ def build(pack: Pack, photos: Sequence[PhotoFile], preprocessing: Preprocessing,
         photos: one a row.
         preprocessing: bytes to pixels.
         num_workers: threads that decode. The decoder runs outside the interpreter's lock, so threads use all cores.
+        staged: photos that this process decoded, by the same preprocessing, when it indexed them.
 
     Returns:
         Row -> why its photo could not be read; the row is black.
     """
-    decode = partial(_decode, photos, preprocessing)
-    return build_rows(pack, decode, num_workers, f"decoding photos to {preprocessing.image_size} pixels, once")
+    decode = partial(_decode, photos, preprocessing, staged)
+    label = f"decoding photos to {preprocessing.image_size} pixels, once"
+    return build_rows(pack, decode, num_workers, label, None if staged is None else staged.forget)
 
 
-def build_rows(pack: Pack, make: MakeRows, num_workers: int, label: str) -> dict[int, str]:
+def build_rows(
+    pack: Pack, make: MakeRows, num_workers: int, label: str, make_room: Callable[[], object] | None = None
+) -> dict[int, str]:
     """Make a pack whole, whatever there is of it; another process that builds it is waited for.
 
     Args:
@@ -70,6 +90,7 @@ def build_rows(pack: Pack, make: MakeRows, num_workers: int, label: str) -> dict
         make: gives rows of it.
         num_workers: threads that call `make`.
         label: what the progress line calls this.
+        make_room: gives room on a full disk back.
 
     Returns:
         Row -> what is wrong with it. Then the pack is not finished: the next build tries again.
@@ -83,7 +104,7 @@ def build_rows(pack: Pack, make: MakeRows, num_workers: int, label: str) -> dict
             return {}
         if pack.is_finished():
             print(f"{pack.kind.name} {pack.folder}: {damage}; made again", file=sys.stderr, flush=True)
-        with _opened(pack) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
+        with _opened(pack, make_room) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
             blocks = _build_blocks(_Builder(pack, make, pack.known_blocks(), file, journal), num_workers, label)
             os.fsync(file)
         bad = {row: reason for block in blocks for row, reason in block.bad.items()}
@@ -115,19 +136,23 @@ class _Builder:
 
 
 def _decode(
-    photos: Sequence[PhotoFile], preprocessing: Preprocessing, rows: range
+    photos: PhotoFiles, preprocessing: Preprocessing, staged: StagedPhotos | None, rows: range
 ) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
     pixels = np.zeros((len(rows), preprocessing.image_size, preprocessing.image_size, 3), dtype=np.uint8)
     bad = {}
     for place, row in enumerate(rows):
-        path, stamp = photos[row]
+        photo = photos[row]
+        known = None if staged is None or photo.place is None else staged.get(photo.place)
         try:
-            photo = preprocessing.pixels(read_photo(Path(path), stamp), path)
+            pixels[place] = _read(photo, preprocessing) if known is None else known
         except PhotoError as error:
             bad[row] = str(error)
-            continue
-        pixels[place] = photo.permute(1, 2, 0).numpy()
     return pixels, bad
+
+
+def _read(photo: PhotoFile, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    data = read_photo(Path(photo.path), photo.stamp)
+    return preprocessing.pixels(data, photo.path).permute(1, 2, 0).numpy()
 
 
 def _build_blocks(builder: _Builder, num_workers: int, label: str) -> list[Block]:
@@ -151,14 +176,14 @@ def _build_blocks(builder: _Builder, num_workers: int, label: str) -> list[Block
 
 
 @contextmanager
-def _opened(pack: Pack) -> Iterator[int]:
+def _opened(pack: Pack, make_room: Callable[[], object] | None) -> Iterator[int]:
     """Open the file of the rows at its full size; what it held stays, for readers that have it mapped too."""
     was_there = pack.path.exists()
     descriptor = os.open(pack.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             # now, and not in the middle: a full disk is known before any work is done
-            os.posix_fallocate(descriptor, 0, pack.size_bytes)
+            _reserve(descriptor, pack, make_room)
         except OSError:
             if not was_there:
                 pack.path.unlink()
@@ -167,6 +192,16 @@ def _opened(pack: Pack) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _reserve(descriptor: int, pack: Pack, make_room: Callable[[], object] | None) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, pack.size_bytes)
+    except OSError:
+        if make_room is None:
+            raise
+        make_room()
+        os.posix_fallocate(descriptor, 0, pack.size_bytes)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,12 @@ import pyarrow.compute as pc
 from binventory.config.schema import DataConfig, PathsConfig
 from binventory.data.cache.build import PhotoFile, build
 from binventory.data.cache.pack import Pack
+from binventory.data.cache.staging import StagedPhotos
+from binventory.data.columns import Column
 from binventory.data.prepare import PreparedBins
 from binventory.data.preprocess import Preprocessing
+
+FILE_COLUMNS = ("path", "bytes", "mtime_ns", "place")
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,14 +44,18 @@ class PackedPhotos:
 
 
 def open_photos(
-    data: DataConfig, paths: PathsConfig, prepared: PreparedBins, preprocessing: Preprocessing
+    data: DataConfig,
+    paths: PathsConfig,
+    prepared: PreparedBins,
+    preprocessing: Preprocessing,
+    staged: StagedPhotos | None = None,
 ) -> PackedPhotos:
     """Return the photos of all splits, decoded now unless they were before.
 
     They lie in `<paths.cache_dir>/photos/<key>`, and the key is a hash of what the pixels depend on: the content of the
     photos, size, resize mode, interpolation and the decoder's version. So another split of the same photos reads the
     same file, and a photo that changed is never taken for the one that was packed. Several processes may call this at
-    once.
+    once. What `prepare_bins` put into `staged` is not decoded again; nothing is left there.
 
     Raises:
         ConfigError: the folder cannot be written to, or has no room.
@@ -57,13 +66,17 @@ def open_photos(
     bad: dict[int, str] = {}
     if not pack.is_finished() or pack.find_damage() is not None:
         num_workers = len(os.sched_getaffinity(0)) if data.num_workers is None else max(1, data.num_workers)
-        bad = build(pack, _files(table), preprocessing, num_workers)
+        is_wanted = staged is not None and staged.preprocessing.pixel_facts() == preprocessing.pixel_facts()
+        bad = build(pack, _Files(table), preprocessing, num_workers, staged if is_wanted else None)
+    if staged is not None:
+        staged.close()
     return PackedPhotos(pack.folder, pack.mapped(), rows, bad)
 
 
 def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:
     """Return one index row for each distinct photo of any split, and each split's bins as places among them."""
-    used = index.filter(pc.is_valid(index["split"])).select(["split", "sha256", "path", "bytes", "mtime_ns"])
+    index = index.append_column("place", pa.array(np.arange(len(index))))
+    used = index.filter(pc.is_valid(index["split"])).select(["split", "sha256", *FILE_COLUMNS])
     encoded = used["sha256"].combine_chunks().dictionary_encode()  # numbers the hashes as they come
     row = encoded.indices.to_numpy().astype(np.int64)
     _, first = np.unique(row, return_index=True)
@@ -74,6 +87,12 @@ def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:
     return used.take(pa.array(first)), rows
 
 
-def _files(table: pa.Table) -> list[PhotoFile]:
-    columns = (table[name].to_pylist() for name in ("path", "bytes", "mtime_ns"))
-    return [PhotoFile(path, (size, mtime_ns)) for path, size, mtime_ns in zip(*columns, strict=True)]
+class _Files:
+    """The photos of a table, each looked up when it is decoded."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.columns = [Column[Any](table[name]) for name in FILE_COLUMNS]
+
+    def __getitem__(self, row: int) -> PhotoFile:
+        path, size, mtime_ns, place = (column[row] for column in self.columns)
+        return PhotoFile(path, (size, mtime_ns), place)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from binventory.config.schema import S3Config
 from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, read_file_list, take
-from binventory.data.sources.photo_tree import fetch_uris, ids_of
+from binventory.data.sources.photo_tree import PhotoFile, fetch_uris, ids_of
 from binventory.data.sources.s3 import is_s3, naming, read_object
 from binventory.data.text import brief, id_of_name, printable
 from binventory.errors import InputError
@@ -27,7 +28,7 @@ MAX_SHOWN_CHARS = 300  # of what a message quotes
 MAX_ROWS = 20_000_000  # a Parquet file of a few KB can claim any number of equal rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableRow:
     """One row of a table.
 
@@ -66,6 +67,8 @@ class TableSource:
 
     def fetch(self) -> Listing:
         """Read the table and fetch what lies on S3. Raises InputError when the table as a whole cannot be used."""
+        from binventory.data.listing import PackedBins
+
         with naming("data.file_list"):
             wanted = None if self.file_list is None else read_file_list(self.file_list, self.s3)
         with naming("data.source"):
@@ -73,12 +76,13 @@ class TableSource:
             bins = {row.id: BinFiles(row.id, None, None, row.quantity, row.group) for row in rows.values()}
             listing = take(bins, wanted, self.limit, self.location)
             taken = [rows[found.id] for found in listing.bins]
+            del rows, bins
             photos = photos_of(taken, self.s3, self.data_dir, self.location)
         located = (
             replace(found, photo=path, problem=problem)
             for found, (path, problem) in zip(listing.bins, photos, strict=True)
         )
-        return replace(listing, bins=tuple(located))
+        return replace(listing, bins=PackedBins(located))
 
 
 def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) -> list[TableRow]:
@@ -88,6 +92,8 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
         InputError: it is no CSV or Parquet table, is empty, lacks a column of `required`, or has a row without path and
             id, or an id or path twice.
     """
+    from binventory.data.columns import Column
+
     table = _read_table(location, s3)
     absent = [name for name in required if name not in table.column_names]
     if absent:
@@ -95,47 +101,48 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
         raise InputError(f"{location}: has no column {absent[0]!r} but {found}; name it so in the first line")
     if table.num_rows == 0:
         raise InputError(f"{location}: has no rows; add one for each photo")
-    columns = {name: table.column(name).to_pylist() for name in COLUMNS if name in table.column_names}
-    cells = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    paths = [_text(cell["path"]) for cell in cells]
+    columns = {name: Column[Any](table[name]) for name in COLUMNS if name in table.column_names}
+    nothing: Sequence[None] = [None] * table.num_rows
+    paths = [_text(path) for path in columns["path"]]
     places = [None if path is None else _resolve(path, location) for path in paths]
-    problems = [_text(cell.get("problem")) for cell in cells]
+    problems = [_text(problem) for problem in columns.get("problem", nothing)]
     _check_paths(places, problems, "id" in columns, location)
     if "id" in columns:
-        ids = [_text(cell["id"]) or "" for cell in cells]
+        ids = [_text(bin_id) or "" for bin_id in columns["id"]]
         _check_ids(ids, location)
     else:
         with naming(location):
-            named = [id_of_name(made) for made in ids_of([path or "" for path in paths])]
-        ids = [bin_id for bin_id, _ in named]
-        problems = [problem or unusable for problem, (_, unusable) in zip(problems, named, strict=True)]
+            ids = ids_of([path or "" for path in paths])
+        for number, made in enumerate(ids):
+            ids[number], unusable = id_of_name(made)
+            problems[number] = problems[number] or unusable
+    cells = zip(columns.get("quantity", nothing), columns.get("group", nothing), strict=True)
     return [
-        _row(bin_id, place, cell, problem)
-        for bin_id, place, cell, problem in zip(ids, places, cells, problems, strict=True)
+        _row(bin_id, place, quantity, group, problem)
+        for bin_id, place, (quantity, group), problem in zip(ids, places, cells, problems, strict=True)
     ]
 
 
 def photos_of(
     rows: list[TableRow], s3: S3Config, data_dir: str | Path, title: str
-) -> list[tuple[Path | None, str | None]]:
-    """Each row's photo on this machine and its problem, S3 ones fetched. Raises InputError as `fetch_uris`.
+) -> Iterator[tuple[Path | None, str | None]]:
+    """Give each row's photo on this machine and its problem, S3 ones fetched. Raises InputError as `fetch_uris`.
 
     A row may have both: a photo whose quantity is no number can still be predicted.
     """
     remote = [row.location for row in rows if row.location is not None and is_s3(row.location)]
-    fetched = fetch_uris(remote, s3, data_dir, title)
-    photos: list[tuple[Path | None, str | None]] = []
-    for row in rows:
-        if row.location is None:
-            photos.append((None, row.problem))
-        elif row.location in fetched:
-            photo = fetched[row.location]
-            photos.append((photo.path, row.problem or photo.error))
-        elif _exists(row.location):
-            photos.append((Path(row.location), row.problem))
-        else:
-            photos.append((None, row.problem or f"no photo at its path: {printable(row.location)}"))
-    return photos
+    return map(partial(_photo_of, fetched=fetch_uris(remote, s3, data_dir, title)), rows)
+
+
+def _photo_of(row: TableRow, fetched: Mapping[str, PhotoFile]) -> tuple[Path | None, str | None]:
+    if row.location is None:
+        return None, row.problem
+    if row.location in fetched:
+        photo = fetched[row.location]
+        return photo.path, row.problem or photo.error
+    if _exists(row.location):
+        return Path(row.location), row.problem
+    return None, row.problem or f"no photo at its path: {printable(row.location)}"
 
 
 def _exists(path: str) -> bool:
@@ -146,13 +153,11 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _row(bin_id: str, place: str | None, cell: dict[str, object], problem: str | None) -> TableRow:
-    quantity = None
+def _row(bin_id: str, place: str | None, quantity: object, group: object, problem: str | None) -> TableRow:
     try:
-        quantity = _quantity(cell.get("quantity"))
+        return TableRow(bin_id, place, _quantity(quantity), _text(group), problem)
     except ValueError as error:
-        problem = problem or str(error)
-    return TableRow(bin_id, place, quantity, _text(cell.get("group")), problem)
+        return TableRow(bin_id, place, None, _text(group), problem or str(error))
 
 
 def _resolve(path: str, table: str) -> str:

@@ -1,0 +1,116 @@
+"""How much memory a run takes as its set of photos grows.
+
+`python benchmarks/memory.py` makes tables of 10,000, 100,000 and 500,000 rows, by repeating a few small photos under
+many names, and starts two runs on each; measured is the most that the system counted as held by each process (VmHWM):
+
+- prepare: `binventory prepare` with nothing known: list, read, split, write the index and the photo cache
+- train: `train.py` on what was prepared, two batches each of training, validation and test
+
+Results are appended to results/memory.csv, with what a set takes above the smallest. All sizes take some fifteen
+minutes; `python benchmarks/memory.py 10000 100000` measures these two.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+SIZES = (10_000, 100_000, 500_000)
+LINKS = 10_000  # names of one photo: file systems allow some ten thousand
+RESULTS = Path(__file__).parent / "results" / "memory.csv"
+
+
+def make_table(folder: Path, num_rows: int) -> Path:
+    """Make photos, give each many names, and list these in a table."""
+    names = []
+    for number in range(num_rows):
+        original = folder / f"photo{number // LINKS}.jpg"
+        if number % LINKS == 0:
+            pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(original)
+        names.append(f"photos/{number // LINKS:03d}/{number:06d}.jpg")
+        link = folder / names[-1]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(original)
+    quantities = [1 + number % 5 for number in range(num_rows)]
+    parquet.write_table(pa.table({"path": names, "quantity": quantities}), folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+def run_here(task: str, table: Path) -> None:
+    """Run a task in this process and print what it held at most, in bytes."""
+    from binventory.launch.entry import main
+
+    places = [f"paths.cache_dir={table.parent}/cache", f"paths.output_dir={table.parent}/outputs"]
+    overrides = ["data=table", f"data.source={table}", "data.image_size=32", *places]
+    if task == "train":
+        limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+        overrides += ["model=tiny", "trainer.max_epochs=1", *limits]
+    main(task, overrides)
+    print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def measure(task: str, table: Path) -> tuple[int, float]:
+    """Return what a process of its own held at most, in bytes, and how long it took."""
+    started = time.monotonic()
+    command = [sys.executable, __file__, task, str(table)]
+    done = subprocess.run(command, cwd=table.parent, check=True, capture_output=True, text=True)  # noqa: S603  our own
+    return int(done.stdout.rpartition("peak ")[2]), time.monotonic() - started
+
+
+def main(sizes: list[int]) -> None:
+    """Measure and append."""
+    about = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyarrow": pa.__version__,
+    }
+    rows: list[dict[str, Any]] = []
+    smallest: dict[str, int] = {}
+    for num_rows in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            table = make_table(Path(folder), num_rows)
+            for task in ("prepare", "train"):
+                peak, seconds = measure(task, table)
+                above = peak - smallest.setdefault(task, peak)
+                found = {
+                    "num_rows": num_rows,
+                    "run": task,
+                    "peak_mb": peak // 10**6,
+                    "above_smallest_mb": above // 10**6,
+                }
+                rows.append(about | found | {"seconds": round(seconds)})
+                print(
+                    f"{num_rows:,} rows, {task}: {peak / 1e6:,.0f} MB, {above / 1e6:+,.0f} MB, {seconds:.0f} s",
+                    flush=True,
+                )
+    is_new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] in (["prepare"], ["train"]):
+        run_here(sys.argv[1], Path(sys.argv[2]))
+    else:
+        main([int(size) for size in sys.argv[1:]] or list(SIZES))

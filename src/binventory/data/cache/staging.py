@@ -37,23 +37,21 @@ class StagedPhotos:
 
     @classmethod
     def of(cls, data: DataConfig, paths: PathsConfig) -> StagedPhotos:
-        """Return what a run needs whose photos are packed. It keeps none where pixels depend on what is measured."""
-        is_measured = data.resize == "letterbox" and data.normalize == "dataset"  # padded with the mean of all photos
+        """Return what a run needs whose photos are packed."""
         preprocessing = Preprocessing(data.image_size, data.resize, data.interpolation)
-        return cls(Path(paths.cache_dir), preprocessing, () if is_measured else data.counts)
+        return cls(Path(paths.cache_dir), preprocessing, data.counts)
 
     def begin(self, num_bins: int) -> None:
         """Make room for the photos of a listing."""
         with suppress(OSError):
-            if not self.counts:
-                return
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115
             self._is_there = bytearray(num_bins)
 
     def put(self, place: int, pixels: Tensor) -> None:
         """Keep what `Preprocessing.pixels` gave for the bin at a place of the listing. Threads may call it at once."""
-        if not self._is_there:
+        is_there = self._is_there  # what another thread forgets meanwhile stays forgotten
+        if not is_there:
             return
         data = pixels.permute(1, 2, 0).contiguous().numpy().data.cast("B")
         assert self._file is not None
@@ -62,7 +60,7 @@ class StagedPhotos:
         except OSError:
             self.forget()
         else:
-            self._is_there[place : place + 1] = bytes([is_whole])
+            is_there[place] = is_whole
 
     def get(self, place: int) -> npt.NDArray[np.uint8] | None:
         """Return the photo of a place, (image_size, image_size, 3); None where it was not kept."""

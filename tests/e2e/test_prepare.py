@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.running import Run
+from tests.running import Run, run_here
 from tests.s3 import FaultProxy, upload
 
 BINVENTORY = str(Path(sys.executable).parent / "binventory")
@@ -27,27 +27,17 @@ def native_bucket(s3_server: str, abid: Path) -> str:
     return "s3://native-bins"
 
 
-def prepare(folder: Path, source: str, endpoint_url: str) -> subprocess.Popen[str]:
-    command = [
-        BINVENTORY,
-        "prepare",
-        "data=abid",
-        f"data.source={source}",
-        f"s3.endpoint_url={endpoint_url}",
-        "s3.max_concurrency=4",
-    ]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def photos_of(folder: Path) -> set[Path]:
     return set(folder.glob(".cache/data/s3/*/native-bins/bin-images/*.jpg"))
 
 
 @pytest.mark.abid
 def test_download_survives_sigkill_and_goes_on_where_it_was(
-    native_bucket: str, s3_faults: FaultProxy, abid: Path, tmp_path: Path
+    native_bucket: str, s3_faults: FaultProxy, abid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killed = prepare(tmp_path, native_bucket, s3_faults.url)
+    overrides = ["data=abid", f"data.source={native_bucket}", f"s3.endpoint_url={s3_faults.url}", "s3.max_concurrency=4"]
+    command = [BINVENTORY, "prepare", *overrides]
+    killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(photos_of(tmp_path)) < 60:
         assert time.monotonic() < deadline
@@ -59,18 +49,15 @@ def test_download_survives_sigkill_and_goes_on_where_it_was(
     assert 60 <= len(whole) < 389, "the test is only one if the download was in the middle"
     before = {path: path.stat().st_mtime_ns for path in whole}
 
-    again = prepare(tmp_path, native_bucket, s3_faults.url)
-    stdout, stderr = again.communicate(timeout=120)
-    assert again.returncode == 0, stderr
+    done = run_here(tmp_path, "prepare", *overrides)
     assert len(photos_of(tmp_path)) == 389
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), (
         "what was whole is not fetched again"
     )
     for path in photos_of(tmp_path):
         assert path.read_bytes() == (abid / "native" / "bin-images" / path.name).read_bytes()
-    assert f"{native_bucket}: 389 bins" in stdout
-    (summary,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/prepare/*/summary.json"))
-    assert summary["total"] == 389
+    assert f"{native_bucket}: 389 bins" in capsys.readouterr().out
+    assert json.loads((done / "summary.json").read_text())["total"] == 389
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -26,7 +26,17 @@ os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"})
 
 
 # Folders and files that take long, the longest first: what is begun last keeps one worker busy while the other idles.
-LONGEST = ("sweeps/", "resume/", "security/test_secrets.py", "e2e/", "docs/", "plugins/", "sagemaker/", "compare/", "callbacks/")
+LONGEST = (
+    "sweeps/",
+    "resume/",
+    "security/test_secrets.py",
+    "e2e/",
+    "docs/",
+    "plugins/",
+    "sagemaker/",
+    "compare/",
+    "callbacks/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,7 +41,12 @@ def photos_of(folder: Path) -> set[Path]:
 def test_download_survives_sigkill_and_goes_on_where_it_was(
     native_bucket: str, s3_faults: FaultProxy, abid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = ["data=abid", f"data.source={native_bucket}", f"s3.endpoint_url={s3_faults.url}", "s3.max_concurrency=4"]
+    overrides = [
+        "data=abid",
+        f"data.source={native_bucket}",
+        f"s3.endpoint_url={s3_faults.url}",
+        "s3.max_concurrency=4",
+    ]
     command = [BINVENTORY, "prepare", *overrides]
     killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

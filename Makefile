@@ -15,7 +15,7 @@ demo: .venv/.demo
 	$(BIN)/python predict.py run=$$(ls -d outputs/train/*/ | tail -n 1) input=.cache/unseen/test
 
 test: .venv/.dev
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -25,6 +25,30 @@ os.environ.update({"NO_COLOR": "1", "COLUMNS": "120", "WANDB_MODE": "offline"})
 os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"})
 
 
+# Folders and files that take long, the longest first: what is begun last keeps one worker busy while the other idles.
+LONGEST = (
+    "sweeps/",
+    "resume/",
+    "security/test_secrets.py",
+    "e2e/",
+    "docs/",
+    "plugins/",
+    "sagemaker/",
+    "compare/",
+    "callbacks/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files come first; within a file nothing changes."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((number for number, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
     """Put the handlers back: a job that is stopped leaves its process ignoring signals, and children inherit that."""

@@ -45,7 +45,7 @@ class Jobs:
     def __init__(self, *, private_mounts: bool) -> None:
         self.private_mounts = private_mounts
         self._num_started = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
         command = [sys.executable, "-m", "tests.resume.jobs"]
         if private_mounts:
             command = ["unshare", "--mount", "--propagation", "private", *command]

@@ -108,10 +108,12 @@ def test_ranks_leave_together(to: str, rank: int, is_forked: bool, lab: Lab) -> 
     undisturbed = lab.undisturbed(*TWO_RANKS.overrides, num_ranks=2)
     series = lab.series(*TWO_RANKS.overrides, num_ranks=2)
     series.forks_ranks = is_forked
-    started = time.monotonic()
     job = series.start(plan={"phase": "train", "call": 13, "do": "SIGTERM", "to": to, "rank": rank})
+    while "trap:" not in job.stdout and job.poll(timeout_s=0.05) is None:
+        pass  # new processes take their time to start
+    stopped = time.monotonic()
     assert job.wait() == 143, job.stderr
-    assert time.monotonic() - started < 50, "ranks that hang are killed after a minute"
+    assert time.monotonic() - stopped < 50, "ranks that hang are killed after a minute"
     assert series.status["state"] == "preempted"
     assert 13 <= series.position()["step"] <= 16, "ranks agree every few steps, and at the end of the epoch"
     assert job.stderr.count("stopped by SIGTERM") == 1

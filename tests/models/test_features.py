@@ -143,6 +143,7 @@ def test_other_code_is_another_cache(tmp_path: Path, trainer: pl.Trainer, monkey
     file.write_text("from timm.models.resnet import ResNet\n\nclass Own(ResNet):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     made = importlib.import_module("own_network").Own(BasicBlock, [1, 1, 1, 1], num_classes=5)
+    made.pretrained_cfg = {"classifier": "fc"}
     for number in range(3):
         assert features_in(tmp_path, make_network(backbone=made))(trainer) is not None
         assert len(list((tmp_path / "features").iterdir())) == number + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from copy import deepcopy
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -136,6 +138,21 @@ def test_they_are_computed_once_for_what_they_depend_on(tmp_path: Path, trainer:
     assert (folder / META).exists()
 
 
+def test_other_code_is_another_cache(tmp_path: Path, trainer: pl.Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "own_network.py"
+    file.write_text("from timm.models.resnet import ResNet\n\nclass Own(ResNet):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = importlib.import_module("own_network").Own(BasicBlock, [1, 1, 1, 1], num_classes=5)
+    made.pretrained_cfg = {"classifier": "fc"}
+    for number in range(3):
+        assert features_in(tmp_path, make_network(backbone=made))(trainer) is not None
+        assert len(list((tmp_path / "features").iterdir())) == number + 1
+        if number == 0:
+            file.write_text(file.read_text() + "# changed\n")
+        else:
+            monkeypatch.setattr(timm, "__version__", "0")
+
+
 def test_damage_is_noticed_and_mended(tmp_path: Path, trainer: pl.Trainer, capsys: pytest.CaptureFixture[str]) -> None:
     of = features_in(tmp_path)
     found = of(trainer)
@@ -197,6 +214,12 @@ def partly_trained() -> BinNetwork:
     return network
 
 
+def with_statistics() -> BinNetwork:
+    backbone: Any = make_backbone("test_resnet", "none", 5)
+    backbone.fc = nn.Sequential(nn.BatchNorm1d(backbone.num_features), backbone.fc)
+    return make_network(backbone=backbone)
+
+
 def test_a_head_that_cannot_be_run_alone_is_said(
     tmp_path: Path, trainer: pl.Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +229,7 @@ def test_a_head_that_cannot_be_run_alone_is_said(
         (make_network(backbone=Scaled()), "model.name=net: its classifier alone gives other outputs"),
         (make_network(backbone=dropout), "model.name=net: its classifier alone gives other outputs"),
         (partly_trained(), "model.name=net: more is trained than its classifier"),
+        (with_statistics(), "model.name=net: its classifier keeps statistics"),
     ):
         assert features_in(tmp_path, network)(trainer) is None
         (line,) = capsys.readouterr().err.splitlines()

@@ -36,27 +36,30 @@ def _nothing_left_on() -> Any:
 def test_it_prints_a_table_and_a_command_that_train_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = [*SMALL, "optimizer.lr=0.01", "++trainer.compile=false", "data=abid", "data.source=."]
-    options = ["--max-batch", "16", "--seconds", "20", "--json", "found/speed.json"]
+    options = ["--max-batch", "8", "--seconds", "20", "--json", "found/speed.json"]
     monkeypatch.setattr(benchmark, "measure", lambda *given: measure(given[0], given[1], 0.01, given[3]))
     done = CliRunner().invoke(app, ["benchmark", *said, *options])
     assert done.exit_code == 0, done.output
     assert [path.name for path in tmp_path.rglob("*")] == ["found", "speed.json"]  # no run folder, no cache
     found = json.loads((tmp_path / "found" / "speed.json").read_text())
     tried = {(row["batch_size"], row["channels_last"]): row for row in found["tried"]}
-    assert sorted(tried) == [(8, False), (8, True), (16, False), (16, True)]
+    assert sorted(tried) == [(8, False), (8, True)]
     for (size, _), row in tried.items():
         assert row["precision"] == "32-true"
         assert row["problem"] is None
         assert row["images_per_second"] == pytest.approx(size / row["step_ms"] * 1000, rel=0.01)
         assert f"{row['images_per_second']:,.1f}" in done.output
         assert 1e8 < row["peak_memory_bytes"] < psutil.virtual_memory().total
-    assert found["largest_batch"]["batch_size"] == 16
-    assert "above it: --max-batch=16" in done.output
+    assert found["largest_batch"]["batch_size"] == 8
+    assert "above it: --max-batch=8" in done.output
     command = done.output.splitlines()[-1]
     assert command == found["command"]
     words = shlex.split(command)
     assert words[:2] == ["python", "train.py"]
-    assert words[2:7] == [*SMALL[:1], "optimizer.lr=0.01", "data=abid", "data.source=.", words[6]]
+    assert words[2:6] == [SMALL[0], "optimizer.lr=0.01", "data=abid", "data.source=."]
+    assert [word.split("=")[0] for word in words[6:]] == [
+        "data.batch_size", "trainer.precision", "trainer.compile", "model.channels_last"
+    ]  # fmt: skip
     config = compose_checked("train", words[2:])[0]
     assert config.data.batch_size == found["fastest"]["batch_size"]
     assert config.model.channels_last == found["fastest"]["channels_last"]
@@ -96,6 +99,7 @@ def test_the_search_stays_within_memory_and_looks_for_the_largest_batch_below(mo
     search = Search(config_of("data.image_size=64", "data.batch_size=64"), max_batch=4096, seconds=60)
     monkeypatch.setattr(benchmark, "measure", lambda *given: measure(given[0], given[1], 0.01, given[3]))
     before = psutil.Process().memory_info().rss
+    assert len(torch.ones(2**29, dtype=torch.uint8)) == 2**29  # a peak of before
     search.double(PLAIN)
     largest, limited_by = search.largest(PLAIN)
     assert limited_by == "out of memory"
@@ -104,6 +108,14 @@ def test_the_search_stays_within_memory_and_looks_for_the_largest_batch_below(mo
     assert largest.settings.batch_size == max(tried.settings.batch_size for tried in worked)
     assert 16 <= largest.settings.batch_size < 256
     assert max(tried.settings.batch_size for tried in search.tried) <= 256  # nothing hopeless is tried
+
+
+def test_where_no_batch_fits_one_line_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_available_memory", lambda: 30_000_000)
+    done = CliRunner().invoke(app, ["benchmark", *SMALL, "data.image_size=1024"])
+    assert done.exit_code == 2
+    assert done.output.startswith("error: data.image_size=1024: not even a batch of 2 fits into memory with")
+    assert len(done.output.splitlines()) == 1
 
 
 def tried(batch_size: int, step_s: float) -> Tried:

@@ -105,9 +105,9 @@ def run(
 class Search:
     """Tries settings, none of them larger than what memory and time allow.
 
-    On a GPU a batch fits unless it raises torch's own error. On the CPU the next batch is tried only where the memory
-    that the one before took on top of what there was, in proportion, is at most `MEMORY_SHARE` of what is available;
-    and the kernel is told to refuse this process more than `REFUSED_SHARE` of it.
+    On a GPU a batch fits unless it raises torch's own error. On the CPU batches are approached from the smallest: the
+    next is tried only where the memory that the one before took on top of what there was, in proportion, is at most
+    `MEMORY_SHARE` of what is available; and the kernel is told to refuse this process more than `REFUSED_SHARE` of it.
 
     Args:
         config: a checked config.
@@ -131,6 +131,8 @@ class Search:
         """Try batches that double, from a quarter of the config's own; where that does not fit, ever smaller ones."""
         own = self.config.data.batch_size
         size = min(self.max_batch, own // 4 if own % 4 == 0 and own > 4 * MIN_BATCH else own)
+        if not runs_on_gpu(self.config):
+            size = self._approach(settings, size)
         tried = self.attempt(replace(settings, batch_size=size))
         while tried.problem == NO_MEMORY and size > MIN_BATCH:
             size = max(MIN_BATCH, size // 2)
@@ -140,6 +142,19 @@ class Search:
         while tried.speed is not None and self._limit(tried, 2 * size) is None:
             size *= 2
             tried = self.attempt(replace(settings, batch_size=size))
+
+    def _approach(self, settings: Settings, wanted: int) -> int:
+        """Return the batch to begin with on the CPU: the wanted one, or as far as doubling from the smallest gets.
+
+        Native code does not always survive the kernel's refusal, so no batch is tried of which nothing is known.
+        """
+        size = min(MIN_BATCH, wanted)
+        while size < wanted:
+            tried = self._measured(replace(settings, batch_size=size), seconds=0)
+            if tried.speed is None or self._limit(tried, min(2 * size, wanted)) == NO_MEMORY:
+                break
+            size = min(2 * size, wanted)
+        return size
 
     def largest(self, settings: Settings) -> tuple[Tried, str]:
         """Find the largest batch of some settings, and say what keeps it from being larger."""
@@ -165,17 +180,19 @@ class Search:
         return best, NO_MEMORY
 
     def attempt(self, settings: Settings) -> Tried:
-        """Measure one setting."""
+        """Measure one setting and keep what came of it."""
+        self.tried.append(self._measured(settings, self.seconds))
+        return self.tried[-1]
+
+    def _measured(self, settings: Settings, seconds: float) -> Tried:
         words = f"batch {settings.batch_size}, {settings.precision}, channels_last={settings.channels_last}"
         with self._console.status(f"{words}, compile={settings.compile}".lower()):
             try:
-                tried = Tried(settings, measure(self.config, settings, self.seconds, self._data_limit))
+                return Tried(settings, measure(self.config, settings, seconds, self._data_limit))
             except NoMemoryError:
-                tried = Tried(settings, None, NO_MEMORY)
+                return Tried(settings, None, NO_MEMORY)
             except torch._dynamo.exc.TorchDynamoException as error:
-                tried = Tried(settings, None, f"does not compile: {str(error).splitlines()[0][:80]}")
-        self.tried.append(tried)
-        return tried
+                return Tried(settings, None, f"does not compile: {str(error).splitlines()[0][:80]}")
 
     def fastest(self) -> Tried:
         """Return the smallest batch that trains about as many images per second as any, with its fastest settings."""

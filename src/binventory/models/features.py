@@ -145,9 +145,9 @@ class _Computer:
         """Return features (len(rows), num_features) float32 on the CPU."""
         # These contexts are a thread's own, so each call enters them.
         with torch.inference_mode(), self.precision.forward_context(), _in_eval(self.network):
-            pixels = self._pixels(rows, flip=flip)
-            parts = pixels.split(CPU_BATCH_SIZE if self.device.type == "cpu" else len(pixels))
-            return torch.cat([self.network.features(part).float().cpu() for part in parts])
+            step = CPU_BATCH_SIZE if self.device.type == "cpu" else len(rows)
+            parts = [self._pixels(rows[first : first + step], flip=flip) for first in range(0, len(rows), step)]
+            return torch.cat([self.network.features(pixels).float().cpu() for pixels in parts])
 
     def outputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Return outputs (len(rows), num_outputs) as in a training step, on the device."""

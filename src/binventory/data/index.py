@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from binventory.data.cache.staging import StagedPhotos
 from binventory.data.columns import BATCH
@@ -40,7 +42,9 @@ ITEMS_SCHEMA = pa.schema([("bin_id", pa.string()), *ITEM_FIELDS])
 # Columns of the index that are the scan's, under another name or the same, and those that are made for it.
 SCANNED = {"path": "photo", "bytes": "photo_bytes", "mtime_ns": "photo_mtime_ns"}
 SCANNED |= {name: name for name in ("width", "height", "sha256", *STATISTICS)}
-OWN_FIELDS = [field for field in INDEX_SCHEMA if field.name not in {*SCANNED, "group", "split"}]
+OF_ITEMS = ("item_count", "distinct_asins")
+OWN_FIELDS = [field for field in INDEX_SCHEMA if field.name not in {*SCANNED, *OF_ITEMS, "group", "split"}]
+JUDGED = ("quantity", "photo_problem", "metadata_problem", "flags")  # what `_index_row` reads of a scan
 
 
 def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = None) -> tuple[pa.Table, pa.Table]:
@@ -60,28 +64,46 @@ def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = Non
     _check_unique(listing.bins)
     scanned = scan_bins(listing.bins, cache, staged)
     listed = listing.split_list or {}
-    names: dict[str, str] = {}  # one object for each ASIN
     columns: dict[str, list[pa.Array]] = {field.name: [] for field in OWN_FIELDS}
-    items, asins, stated = [], [], []
     for start in range(0, len(listing.bins), BATCH):
-        bins, read = listing.bins[start : start + BATCH], scanned.slice(start, BATCH).to_pylist()
+        bins, read = listing.bins[start : start + BATCH], scanned.select(JUDGED).slice(start, BATCH).to_pylist()
         rows = [_index_row(files, row, listed) for files, row in zip(bins, read, strict=True)]
         for field in OWN_FIELDS:
             columns[field.name].append(pa.array([row[field.name] for row in rows], field.type))
-        asins += [tuple({names.setdefault(item["asin"], item["asin"]) for item in row["items"] or ()}) for row in read]
-        stated += [files.group for files in bins]
-        of_bins = [
-            {"bin_id": utf8(f.id)} | item for f, row in zip(bins, read, strict=True) for item in row["items"] or ()
-        ]
-        items.append(pa.Table.from_pylist(of_bins, ITEMS_SCHEMA))
     index = {name: pa.chunked_array(parts, INDEX_SCHEMA.field(name).type) for name, parts in columns.items()}
     index |= {name: scanned[column] for name, column in SCANNED.items()}
-    groups = sibling_groups(index["id"].to_pylist(), asins, stated)
+    items, facts, asins = _items(index["id"], scanned["items"])
+    index |= facts
+    groups = sibling_groups(index["id"].to_pylist(), asins, [files.group for files in listing.bins])
     index["group"] = pa.chunked_array([pa.array(map(utf8, groups), pa.string())])
     index["split"] = pa.chunked_array([pa.nulls(len(groups), pa.string())])
-    return pa.table({name: index[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA), pa.concat_tables(
-        items or [ITEMS_SCHEMA.empty_table()]
-    )
+    return pa.table({name: index[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA), items
+
+
+def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, dict[str, pa.Array], list[list[str]]]:
+    """Return the items of all bins, two columns of the index, and the distinct ASINs of each bin.
+
+    No item becomes a Python object: ten thousand bins would take seconds.
+    """
+    lists = scanned.combine_chunks()
+    bin_of, flat = pc.list_parent_indices(lists).to_numpy(), lists.flatten()
+    fields = {name: flat.field(place) for place, (name, _) in enumerate(ITEM_FIELDS)}
+    items = pa.table({"bin_id": ids.take(bin_of), **fields}, schema=ITEMS_SCHEMA)
+
+    counts = np.zeros(len(lists), dtype=np.int64)
+    np.add.at(counts, bin_of, pc.fill_null(fields["quantity"], 0).to_numpy())
+    asin = fields["asin"].dictionary_encode(null_encoding="encode")
+    pairs = np.unique(np.stack([bin_of, asin.indices.to_numpy()], axis=1), axis=0)
+    names: list[str] = asin.dictionary.to_pylist()
+    asins: list[list[str]] = [[] for _ in range(len(lists))]
+    for bin_number, code in pairs.tolist():
+        asins[bin_number].append(names[code])
+    is_unknown = pc.is_null(lists).to_numpy(zero_copy_only=False)
+    facts = {
+        "item_count": pa.array(counts, pa.int64(), mask=is_unknown),
+        "distinct_asins": pa.array(np.bincount(pairs[:, 0], minlength=len(lists)), pa.int32(), mask=is_unknown),
+    }
+    return items, facts, asins
 
 
 def _check_unique(bins: Sequence[BinFiles]) -> None:
@@ -94,13 +116,10 @@ def _check_unique(bins: Sequence[BinFiles]) -> None:
 
 
 def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:
-    items = scanned["items"]
     quantity = scanned["quantity"] if files.quantity is None else files.quantity
     return {
         "id": utf8(files.id),
         "quantity": quantity,
-        "item_count": None if items is None else sum(item["quantity"] or 0 for item in items),
-        "distinct_asins": None if items is None else len({item["asin"] for item in items}),
         "problem": _problem(files, scanned),
         "note": "; ".join(_notes(files, scanned, listed)) or None,
     }

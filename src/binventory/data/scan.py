@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None
     parts: list[pa.Table] = []
 
     def scanned() -> Iterator[bool]:
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scan") as threads:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="scan") as threads:
             for start in range(0, len(bins), BATCH):
                 part, num_read = _scan_some(bins[start : start + BATCH], start, known, staged, threads)
                 parts.append(part)
@@ -136,7 +137,22 @@ class _Known:
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
 
-    def find(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    def unchanged(self, rows: Sequence[Row]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """Return what is known of files that are as they were, and the places among `rows` of these."""
+        found = self._find(rows)
+        places = np.flatnonzero(found >= 0)
+        is_run = len(places) == len(rows) and bool((np.diff(found) == 1).all())
+        part = self.table.slice(found[0], len(rows)) if is_run else self.table.take(found[places])
+        stamps = [_stamp_of(rows[place]) for place in places.tolist()]
+        is_same = np.array(
+            [before == now for before, now in zip(rows_of(part.select(STAMP)), stamps, strict=True)], bool
+        )
+        # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
+        for problem in ("photo_problem", "metadata_problem"):
+            is_same &= pc.is_null(part[problem]).to_numpy()
+        return (part if is_same.all() else part.filter(pa.array(is_same))), places[is_same]
+
+    def _find(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
         """Return where the table has a row that may be of the same stamp, for each of some rows; -1: nowhere."""
         hashes = np.array([hash(_stamp_of(row)) for row in rows], dtype=np.int64)
         places = np.searchsorted(self._hashes, hashes)
@@ -152,22 +168,15 @@ def _scan_some(
 ) -> tuple[pa.Table, int]:
     """Return rows for some bins, the first of which has the place `first`, and how many of them had to be read."""
     rows = [_stamp_row(files) for files in bins]
-    found = known.find(rows)
-    places = np.flatnonzero(found >= 0)
-    is_run = len(places) == len(rows) and bool((np.diff(found) == 1).all())
-    part = known.table.slice(found[0], len(rows)) if is_run else known.table.take(found[places])
-    for place, before in zip(places.tolist(), part.to_pylist(), strict=True):
-        if _stamp_of(before) == _stamp_of(rows[place]):
-            rows[place] = before
-    # a file that failed is tried again: what hindered it (a permission, a disk) need not have changed its time
-    stale = [i for i, row in enumerate(rows) if "sha256" not in row or row["photo_problem"] or row["metadata_problem"]]
-    if is_run and not stale:
-        return part, 0
+    kept, places = known.unchanged(rows)
+    stale = np.setdiff1d(np.arange(len(bins)), places).tolist()
+    if not stale:
+        return kept, 0
     chunks = [stale[start : start + CHUNK] for start in range(0, len(stale), CHUNK)]
     read = threads.map(lambda chunk: [_read_bin(bins[place], first + place, staged) for place in chunk], chunks)
-    for place, row in zip(stale, chain.from_iterable(read), strict=True):
-        rows[place] = row
-    return pa.Table.from_pylist(rows, SCAN_SCHEMA), len(stale)
+    fresh = pa.Table.from_pylist(list(chain.from_iterable(read)), SCAN_SCHEMA)
+    order = np.argsort(np.concatenate([places, np.array(stale, dtype=np.int64)]))
+    return pa.concat_tables([kept, fresh]).take(order), len(stale)
 
 
 def channel_statistics(pixels: Tensor) -> dict[str, float]:

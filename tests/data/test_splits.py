@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,14 @@ from binventory.data.splits import check_no_empty_count, grouped_split, report_s
 from binventory.errors import ConfigError
 
 COUNTS = [1, 2, 3, 4, 5]
+
+
+def grouped(ids: list[str], quantities: list[int], groups: list[str], **arguments: Any) -> dict[str, str]:
+    return dict(zip(ids, grouped_split(quantities, pa.array(groups), **arguments), strict=True))
+
+
+def deviation(split_of: dict[str, str], quantities: list[int], split: str) -> float:
+    return share_deviation(list(split_of.values()), quantities, split)[0]
 
 
 def sizes(split_of: dict[str, str]) -> Counter[str]:
@@ -73,20 +83,20 @@ def test_the_source_s_own_groups_hold() -> None:
 @given(num_groups=st.integers(150, 600), draw=st.integers(0, 10**6), fraction=st.sampled_from([0.1, 0.2, 0.35]))
 def test_grouped_split_parts_no_group_and_keeps_the_shares(num_groups: int, draw: int, fraction: float) -> None:
     ids, quantities, groups = drawn(num_groups, draw)
-    split_of = grouped_split(ids, quantities, groups, test_fraction=fraction, val_fraction=0.1, seed=0)
+    split_of = grouped(ids, quantities, groups, test_fraction=fraction, val_fraction=0.1, seed=0)
     assert list(split_of) == ids
     homes: dict[str, set[str]] = {}
     for bin_id, group in zip(ids, groups, strict=True):
         homes.setdefault(group, set()).add(split_of[bin_id])
     assert all(len(splits) == 1 for splits in homes.values())
-    assert share_deviation(split_of, dict(zip(ids, quantities, strict=True)), "test")[0] < 0.02
+    assert deviation(split_of, quantities, "test") < 0.02
     assert sizes(split_of)["test"] / len(ids) == pytest.approx(fraction, abs=0.02)
     assert sizes(split_of)["val"] / len(ids) == pytest.approx(0.1 * (1 - fraction), abs=0.02)
 
 
 def test_grouped_split_takes_large_groups_in_proportion() -> None:
     ids, quantities, groups = drawn(1000, 3)
-    split_of = grouped_split(ids, quantities, groups, test_fraction=0.2, val_fraction=0, seed=0)
+    split_of = grouped(ids, quantities, groups, test_fraction=0.2, val_fraction=0, seed=0)
     size = Counter(groups)
     mean_size = {
         split: [size[g] for i, g in zip(ids, groups, strict=True) if split_of[i] == split]
@@ -100,11 +110,11 @@ def test_grouped_split_takes_large_groups_in_proportion() -> None:
 def test_grouped_split_is_a_function_of_bins_and_seed_alone() -> None:
     ids, quantities, groups = drawn(300, 1)
     arguments = {"test_fraction": 0.2, "val_fraction": 0.1}
-    expected = grouped_split(ids, quantities, groups, **arguments, seed=0)
+    expected = grouped(ids, quantities, groups, **arguments, seed=0)
     order = random.Random(5).sample(range(len(ids)), len(ids))
     columns = ([column[i] for i in order] for column in (ids, quantities, groups))
-    assert grouped_split(*columns, **arguments, seed=0) == expected
-    other = grouped_split(ids, quantities, groups, **arguments, seed=1)
+    assert grouped(*columns, **arguments, seed=0) == expected
+    other = grouped(ids, quantities, groups, **arguments, seed=1)
     assert other != expected
 
 
@@ -112,7 +122,7 @@ def test_val_is_cut_from_train_and_test_stays() -> None:
     ids, quantities, groups = drawn(300, 2)
     labels = dict(zip(ids, quantities, strict=True))
     for with_val, without in (
-        [grouped_split(ids, quantities, groups, test_fraction=0.2, val_fraction=v, seed=0) for v in (0.1, 0)],
+        [grouped(ids, quantities, groups, test_fraction=0.2, val_fraction=v, seed=0) for v in (0.1, 0)],
         [report_split(labels, counts=COUNTS, test_fraction=0.2, val_fraction=v, seed=0) for v in (0.1, 0)],
     ):
         assert sizes(with_val)["val"] > 0
@@ -171,7 +181,7 @@ def test_grouped_split_of_real_bins_parts_no_siblings(abid: Path) -> None:
     ids = list(metadata)
     for seed in (0, 1, 2):
         groups = sibling_groups(ids, list(asins.values()))
-        split_of = grouped_split(ids, list(quantities.values()), groups, test_fraction=0.2, val_fraction=0.1, seed=seed)
+        split_of = grouped(ids, list(quantities.values()), groups, test_fraction=0.2, val_fraction=0.1, seed=seed)
         parted = [
             (first, second)
             for first in ids
@@ -181,6 +191,6 @@ def test_grouped_split_of_real_bins_parts_no_siblings(abid: Path) -> None:
             and split_of[first] != split_of[second]
         ]
         assert parted == []
-        assert share_deviation(split_of, quantities, "test")[0] < 0.02
-        assert share_deviation(split_of, quantities, "val")[0] < 0.02
+        assert deviation(split_of, list(quantities.values()), "test") < 0.02
+        assert deviation(split_of, list(quantities.values()), "val") < 0.02
         assert sizes(split_of)["test"] == pytest.approx(0.2 * len(ids), rel=0.01)

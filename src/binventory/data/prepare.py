@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, PathsConfig, S3Config
 from binventory.data.cache.staging import StagedPhotos
-from binventory.data.columns import rows_of
+from binventory.data.columns import BATCH, Column, rows_of
 from binventory.data.index import build_index
 from binventory.data.listing import PackedBins
 from binventory.data.scan import STATISTICS
@@ -137,12 +138,15 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
         data: the `data` config node.
         split_list: bin id -> count in file order: what `data.split=report` splits; None: the bins themselves.
     """
-    labels = _labels(bins.index, list(data.counts))
-    if not labels:
+    # also bins whose photo is bad: one broken photo must not move the others between train and test
+    is_labelled = pc.is_in(bins.index["quantity"], value_set=pa.array(list(data.counts), pa.int32()))
+    labelled = bins.index.select(["id", "quantity", "group", "distinct_asins"]).filter(is_labelled)
+    if not len(labelled):
         raise InputError(f"data.source={data.source}: no bin has a quantity of data.counts={list(data.counts)}")
-    split_of, warnings = _split(bins.index, labels, data, split_list)
-    rows = rows_of(bins.index.select(["id", "problem"]))
-    split = [split_of.get(bin_id) if problem is None and bin_id in labels else None for bin_id, problem in rows]
+    found, warnings = _split(labelled, data, split_list)
+    split = np.full(len(bins.index), None, dtype=object)
+    split[is_labelled.to_numpy()] = found
+    split[pc.is_valid(bins.index["problem"]).to_numpy()] = None
     position = bins.index.schema.get_field_index("split")
     index = bins.index.set_column(position, bins.index.schema.field(position), pa.array(split, pa.string()))
     source, absent = bins.summary.source, bins.summary.absent
@@ -156,47 +160,36 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
     return PreparedBins(index, bins.items, *paths, _fingerprint(index), summary)
 
 
-def _labels(index: pa.Table, counts: list[int]) -> dict[str, int]:
-    # also of bins whose photo is bad: one broken photo must not move the others between train and test
-    rows = rows_of(index.select(["id", "quantity"]))
-    return {bin_id: quantity for bin_id, quantity in rows if quantity in counts}
-
-
 def _split(
-    index: pa.Table, labels: dict[str, int], data: DataConfig, split_list: Mapping[str, int] | None
-) -> tuple[dict[str, str], tuple[str, ...]]:
+    labelled: pa.Table, data: DataConfig, split_list: Mapping[str, int] | None
+) -> tuple[Sequence[str | None], tuple[str, ...]]:
+    """Return the split of each labelled bin, None where it is in no list, and warnings."""
+    quantities = labelled["quantity"].to_pylist()
+    fractions = {"test_fraction": data.test_fraction, "val_fraction": data.val_fraction, "seed": data.split_seed}
     if data.split == "report":
-        split_of = report_split(
-            labels if split_list is None else split_list,
-            counts=list(data.counts),
-            test_fraction=data.test_fraction,
-            val_fraction=data.val_fraction,
-            seed=data.split_seed,
-        )
-        return split_of, ()
-    groups = {bin_id: group for bin_id, group in rows_of(index.select(["id", "group"])) if bin_id in labels}
-    split_of = grouped_split(
-        list(labels),
-        list(labels.values()),
-        [groups[bin_id] for bin_id in labels],
-        test_fraction=data.test_fraction,
-        val_fraction=data.val_fraction,
-        seed=data.split_seed,
-    )
-    warnings = _deviations(split_of, labels)
-    if len(set(groups.values())) == len(groups) and not pc.any(pc.greater(index["distinct_asins"], 0)).as_py():
+        if split_list is None:
+            split_list = dict(zip(labelled["id"].to_pylist(), quantities, strict=True))
+        split_of = report_split(split_list, counts=list(data.counts), **fractions)  # type: ignore[arg-type]
+        return [split_of.get(bin_id) for bin_id in Column[str](labelled["id"])], ()
+    groups = labelled["group"].combine_chunks()
+    split = grouped_split(quantities, groups, **fractions)  # type: ignore[arg-type]
+    warnings = _deviations(split, quantities)
+    if (
+        pc.count_distinct(groups).as_py() == len(groups)
+        and not pc.any(pc.greater(labelled["distinct_asins"], 0)).as_py()
+    ):
         warnings = (
             "no groups and no ASINs: photos of one bin may be parted by the split; name a group column",
             *warnings,
         )
-    return split_of, warnings
+    return split, warnings
 
 
-def _deviations(split_of: dict[str, str], labels: dict[str, int]) -> tuple[str, ...]:
+def _deviations(splits: Sequence[str], quantities: Sequence[int]) -> tuple[str, ...]:
     warnings = []
     for split in (VAL, TEST):
-        if split in split_of.values():
-            deviation, count = share_deviation(split_of, labels, split)
+        if split in splits:
+            deviation, count = share_deviation(splits, quantities, split)
             if deviation > MAX_SHARE_DEVIATION:
                 points = f"{100 * deviation:.1f} points"
                 warnings.append(f"the share of count {count} in {split} is {points} off: too few groups to balance")
@@ -250,8 +243,13 @@ def _key(parts: dict[str, Any]) -> str:
 
 
 def _fingerprint(index: pa.Table) -> str:
-    rows = rows_of(index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"]))
+    """Hash the lines of all split bins in their order as text, of which only some are in memory at a time."""
+    table = index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"])
+    starts = [json.dumps(bin_id) for bin_id in Column[str](table["id"])]  # no two are equal, so the rest orders nothing
+    order = np.array(sorted(range(len(starts)), key=starts.__getitem__), dtype=np.int64)
+    del starts
     digest = hashlib.sha256()
-    for place, line in enumerate(sorted(json.dumps(row) for row in rows)):
-        digest.update(b"\n" * bool(place) + line.encode())
+    for first in range(0, len(order), BATCH):
+        for place, row in enumerate(rows_of(table.take(order[first : first + BATCH])), start=first):
+            digest.update(b"\n" * bool(place) + json.dumps(row).encode())
     return digest.hexdigest()

@@ -8,6 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from binventory.data.columns import Column
 from binventory.errors import ConfigError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -103,87 +108,101 @@ def sibling_groups(
 
 
 def grouped_split(
-    ids: Sequence[str],
-    quantities: Sequence[int],
-    groups: Sequence[str],
-    *,
-    test_fraction: float,
-    val_fraction: float,
-    seed: int,
-) -> dict[str, str]:
+    quantities: Sequence[int], groups: pa.Array, *, test_fraction: float, val_fraction: float, seed: int
+) -> list[str]:
     """Split so that no group is parted and every split has nearly the same shares of counts.
 
     The outcome does not depend on the order of the bins.
 
     Args:
-        ids: bin ids.
         quantities: count of each bin.
-        groups: group name of each bin.
+        groups: group name of each bin, strings.
         test_fraction: share of the bins that becomes test.
         val_fraction: share of the remaining bins that becomes val; 0: no val.
         seed: decides which groups of equal make-up go where.
 
     Returns:
-        bin id -> train, val or test.
+        train, val or test for each bin.
     """
-    members = _contents(quantities, groups)
-    test = _cut_groups(members, test_fraction, seed)
-    rest = {group: content for group, content in members.items() if group not in test}
-    val = _cut_groups(rest, val_fraction, seed) if val_fraction > 0 else set()
-    split_of = {group: TEST if group in test else VAL if group in val else TRAIN for group in members}
-    return {bin_id: split_of[group] for bin_id, group in zip(ids, groups, strict=True)}
+    encoded = groups.dictionary_encode()
+    group_of = encoded.indices.to_numpy()
+    contents = _contents(np.asarray(quantities), group_of)
+    order = _order(encoded.dictionary, np.bincount(group_of), seed)
+    is_test = _cut_groups(contents, order, test_fraction)
+    is_val = np.zeros_like(is_test)
+    if val_fraction > 0:
+        is_val = _cut_groups(contents, order[~is_test[order]], val_fraction)
+    names = [
+        TEST if test else VAL if val else TRAIN for test, val in zip(is_test.tolist(), is_val.tolist(), strict=True)
+    ]
+    return [names[group] for group in group_of]
 
 
-def _contents(quantities: Sequence[int], groups: Sequence[str]) -> dict[str, Content]:
+def _contents(quantities: npt.NDArray[np.int64], group_of: npt.NDArray[np.int32]) -> list[Content]:
     """Return what each group holds; groups of equal make-up share one object, for most are of a single bin."""
+    counts, number_of = np.unique(quantities, return_inverse=True)
+    held, num_bins = np.unique(group_of.astype(np.int64) * len(counts) + number_of, return_counts=True)
     shared: dict[Content, Content] = {}
-    members: dict[str, Content] = {}
-    for group, pairs in groupby(sorted(zip(groups, quantities, strict=True)), key=itemgetter(0)):
-        content = tuple(sorted(Counter(quantity for _, quantity in pairs).items()))
-        members[group] = shared.setdefault(content, content)
-    return members
+    contents = []
+    pairs = zip((held // len(counts)).tolist(), counts[held % len(counts)].tolist(), num_bins.tolist(), strict=True)
+    for _, found in groupby(pairs, key=itemgetter(0)):
+        content = tuple((count, number) for _, count, number in found)
+        contents.append(shared.setdefault(content, content))
+    return contents
 
 
-def _cut_groups(members: Mapping[str, Content], fraction: float, seed: int) -> set[str]:
+def _order(names: pa.Array, sizes: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of all groups: large ones first, by a hash among equals.
+
+    So the order in which bins are listed plays no part.
+    """
+    digests = b"".join(
+        hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in Column[str](pa.chunked_array([names]))
+    )
+    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 4)
+    return np.lexsort((*words.T[::-1], -sizes))
+
+
+def _cut_groups(contents: Sequence[Content], order: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
     """Choose groups that hold `fraction` of the bins of each count, as nearly as whole groups allow.
 
     Large groups are placed first, and each goes where the counts it holds are further behind: both sides fill at the
-    same rate, so neither gets more large groups than its share. A hash gives the order among equals, so the order in
-    which bins are listed plays no part.
+    same rate, so neither gets more large groups than its share.
+
+    Args:
+        contents: what each group holds.
+        order: the numbers of the groups to choose from, in the order in which they are placed.
+        fraction: of their bins.
+
+    Returns:
+        (num_groups,) whether each group of `contents` is chosen.
     """
     totals: Counter[int] = Counter()
-    for content in members.values():
-        for count, number in content:
+    for group in order:
+        for count, number in contents[group]:
             totals[count] += number
-
-    def order(group: str) -> tuple[int, bytes]:
-        return -sum(number for _, number in members[group]), hashlib.sha256(f"{seed}:{group}".encode()).digest()
-
     # Of each count: how much fuller the part is than the rest, as shares of their aims.
     lead = dict.fromkeys(totals, 0.0)
-    part: set[str] = set()
-    for group in sorted(members, key=order):
-        held = members[group]  # in the order of the counts: sums of floats depend on it
+    is_chosen = np.zeros(len(contents), dtype=bool)
+    for group in order:
+        held = contents[group]  # in the order of the counts: sums of floats depend on it
         in_part = {count: lead[count] + n / (fraction * totals[count]) for count, n in held}
         in_rest = {count: lead[count] - n / ((1 - fraction) * totals[count]) for count, n in held}
-        if sum(x * x for x in in_part.values()) < sum(x * x for x in in_rest.values()):
-            part.add(group)
-            lead.update(in_part)
-        else:
-            lead.update(in_rest)
-    return part
+        is_chosen[group] = sum(x * x for x in in_part.values()) < sum(x * x for x in in_rest.values())
+        lead.update(in_part if is_chosen[group] else in_rest)
+    return is_chosen
 
 
-def share_deviation(split_of: Mapping[str, str], quantities: Mapping[str, int], split: str) -> tuple[float, int]:
+def share_deviation(splits: Sequence[str], quantities: Sequence[int], split: str) -> tuple[float, int]:
     """Return how far a split's shares of counts are from those of all split bins: the largest difference and its count.
 
     Args:
-        split_of: bin id -> split; at least one bin is in `split`.
-        quantities: bin id -> count, for every id of `split_of`.
+        splits: of each bin; at least one is `split`.
+        quantities: count of each bin.
         split: train, val or test.
     """
-    whole = Counter(quantities[bin_id] for bin_id in split_of)
-    inside = Counter(quantities[bin_id] for bin_id, name in split_of.items() if name == split)
+    whole = Counter(quantities)
+    inside = Counter(quantity for quantity, name in zip(quantities, splits, strict=True) if name == split)
     return max((abs(inside[count] / inside.total() - whole[count] / whole.total()), count) for count in whole)
 
 

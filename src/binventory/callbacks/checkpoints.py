@@ -162,8 +162,9 @@ class Checkpoints(Checkpoint):
         return int(minutes is not None and now - self._saved_at >= 60 * minutes)
 
     def _is_prune_asked(self, trainer: pl.Trainer, now: float) -> int:
-        """Looked up ten times a second at most: on a network file system that is no small thing."""
-        if trainer.is_global_zero and not self._prune_asked and now - self._looked_at >= LOOK_S:
+        """Looked up ten times a second and once an epoch: on a network file system that is no small thing."""
+        is_time = trainer.is_last_batch or now - self._looked_at >= LOOK_S
+        if trainer.is_global_zero and not self._prune_asked and is_time:
             self._looked_at = now
             self._prune_asked = (self.folder.parent / PRUNE_REQUEST).exists()
         return int(self._prune_asked)

@@ -20,9 +20,7 @@ from binventory.tasks.step_speed import NoMemoryError, Settings, StepSpeed, meas
 from binventory.tasks.train import quiet_lightning
 from binventory.tracking.provenance import provenance
 
-# Of the RAM that is available when the search begins: what a setting is expected to take at most, and what the kernel
-# gives at most. The rest is for what else runs on the machine.
-MEMORY_SHARE, REFUSED_SHARE = 0.7, 0.85
+MEMORY_SHARE = 0.7  # of the RAM that is available when the search begins; the rest is for what else runs there
 MIN_BATCH = 2  # BatchNorm cannot learn from one photo
 NO_MEMORY = "out of memory"
 EQUALLY_FAST = 0.97  # of the most images/s: of such settings the smallest batch is proposed
@@ -107,7 +105,7 @@ class Search:
 
     On a GPU a batch fits unless it raises torch's own error. On the CPU batches are approached from the smallest: the
     next is tried only where the memory that the one before took on top of what there was, in proportion, is at most
-    `MEMORY_SHARE` of what is available; and the kernel is told to refuse this process more than `REFUSED_SHARE` of it.
+    `MEMORY_SHARE` of what is available; one that took more all the same counts as one that does not fit.
 
     Args:
         config: a checked config.
@@ -122,9 +120,7 @@ class Search:
         self.tried: list[Tried] = []
         available_bytes = _available_memory()
         self._allowed_bytes = MEMORY_SHARE * available_bytes
-        own = psutil.Process().memory_info()
-        self._rss_before = own.rss
-        self._data_limit = getattr(own, "data", own.vms) + int(REFUSED_SHARE * available_bytes)
+        self._rss_before = psutil.Process().memory_info().rss
         self._console = Console()
 
     def double(self, settings: Settings) -> None:
@@ -146,7 +142,7 @@ class Search:
     def _approach(self, settings: Settings, wanted: int) -> int:
         """Return the batch to begin with on the CPU: the wanted one, or as far as doubling from the smallest gets.
 
-        Native code does not always survive the kernel's refusal, so no batch is tried of which nothing is known.
+        A process does not always survive a lack of memory, so no batch is tried of which nothing is known.
         """
         size = min(MIN_BATCH, wanted)
         while size < wanted:
@@ -188,11 +184,13 @@ class Search:
         words = f"batch {settings.batch_size}, {settings.precision}, channels_last={settings.channels_last}"
         with self._console.status(f"{words}, compile={settings.compile}".lower()):
             try:
-                return Tried(settings, measure(self.config, settings, seconds, self._data_limit))
+                speed = measure(self.config, settings, seconds)
             except NoMemoryError:
                 return Tried(settings, None, NO_MEMORY)
             except torch._dynamo.exc.TorchDynamoException as error:
                 return Tried(settings, None, f"does not compile: {str(error).splitlines()[0][:80]}")
+        is_over = not runs_on_gpu(self.config) and speed.peak_bytes - self._rss_before > self._allowed_bytes
+        return Tried(settings, None, NO_MEMORY) if is_over else Tried(settings, speed)
 
     def fastest(self) -> Tried:
         """Return the smallest batch that trains about as many images per second as any, with its fastest settings."""

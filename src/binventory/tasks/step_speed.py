@@ -8,8 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,14 +81,13 @@ def runs_on_gpu(config: TrainConfig) -> bool:
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
-def measure(config: TrainConfig, settings: Settings, seconds: float, data_limit_bytes: int) -> StepSpeed:
+def measure(config: TrainConfig, settings: Settings, seconds: float) -> StepSpeed:
     """Train on random pixels as `train.py` would: its module, optimizer, loader, augmentation and Trainer.
 
     Args:
         config: a checked config; its data set is not read, its weights are not loaded.
         settings: what takes the place of its values.
         seconds: how long is measured, after three steps that are not; longer where one step takes longer.
-        data_limit_bytes: on the CPU, how much writable memory of its own this process may have, all in all.
 
     Raises:
         NoMemoryError: it does not fit. The memory that it took is free again.
@@ -97,7 +95,7 @@ def measure(config: TrainConfig, settings: Settings, seconds: float, data_limit_
     config = _with_settings(config, settings)
     on_gpu = runs_on_gpu(config)
     try:
-        with _limited_memory(None if on_gpu else data_limit_bytes), _PeakMemory(on_gpu) as peak:
+        with _PeakMemory(on_gpu) as peak:
             step_s = _train(config, seconds)
         return StepSpeed(step_s, peak.bytes)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -237,18 +235,3 @@ def _peak_resident_bytes() -> int:
                 return 1024 * int(line.split()[1])
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@contextmanager
-def _limited_memory(limit_bytes: int | None) -> Iterator[None]:
-    """Let the kernel refuse this process more memory than that: an error here, instead of a process that is killed."""
-    if limit_bytes is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    bounds = [bound for bound in (limit_bytes, soft, hard) if bound != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -190,12 +190,13 @@ def test_loggers_write_into_the_run_folder(run: Run) -> None:
 
 @pytest.mark.long
 def test_a_compiled_network_learns_the_same_and_keeps_its_names(run: Run) -> None:
-    plain, compiled = (run("train", *TINY, f"trainer.compile={asked}") for asked in ("false", "true"))
+    # Few and small steps: what is rounded otherwise grows with every step.
+    slow = [*TINY, "optimizer.lr=0.001", "trainer.max_epochs=1"]
+    plain, compiled = (run("train", *slow, f"trainer.compile={asked}") for asked in ("false", "true"))
     states = [load_file(folder / "bundle/weights.safetensors") for folder in (plain, compiled)]
     assert states[0].keys() == states[1].keys()
-    losses = [float(read_csv(folder / "metrics.csv")[-1]["train/loss"]) for folder in (plain, compiled)]
-    assert losses[0] == pytest.approx(losses[1], rel=0.01)
-    assert losses[0] != losses[1], "other kernels round otherwise"
+    differences = [float((states[0][name] - states[1][name]).abs().max()) for name in states[0]]
+    assert 0 < max(differences) < 1e-4, "other kernels round otherwise, and no more"
 
 
 def test_optional_packages_are_not_imported(workplace: Path) -> None:

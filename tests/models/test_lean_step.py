@@ -52,6 +52,9 @@ def test_no_step_waits_for_the_device(optimizer: str, run: Run, monkeypatch: pyt
     monkeypatch.setattr(pl.loops._TrainingEpochLoop, "advance", watched(train))
     monkeypatch.setattr(BinCounter, "validation_step", watched(evaluate))
     monkeypatch.setattr(ProgressReport, "_said", lambda *_: "nothing")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     run("train", *TINY, f"optimizer={optimizer}", "trainer.max_epochs=1")
     assert len(waits) > 5
     assert sum(waits, Counter()) == Counter()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory, "no pass over new memory"

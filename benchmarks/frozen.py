@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +35,7 @@ from binventory.launch.entry import main as launch
 from binventory.models.backbones import freeze, make_backbone
 from photos import ABID, COUNTS, counted, draw_photos
 from recording import record
-from rounds import Spent, alternate, quietly, ratio, spent_by
+from rounds import Spent, alternate, quietly, ratio, spent_by, summary
 from usual import accuracy, make_loader, make_tree, train
 
 WEIGHTS = ABID.parent / "weights" / "resnet18_imagenet_fp16.safetensors"
@@ -117,9 +116,7 @@ def rows_of(training: Training, found: dict[str, list[Spent]]) -> list[dict[str,
         row = {
             **{"photos": training.photos, "num_train": training.num_train, "num_test": training.num_test},
             **{"epochs": training.config.trainer.max_epochs, "model": training.config.model.name, "way": name},
-            **{"rounds": len(spent), "median_s": round(statistics.median(wall_s), 2)},
-            **{"min_s": round(min(wall_s), 2), "max_s": round(max(wall_s), 2)},
-            "median_cpu_s": round(statistics.median(one.cpu_s for one in spent), 2),
+            **summary(spent),
         }
         if base := found.get("a_plain"):
             takes = ratio([one.wall_s for one in base], wall_s)

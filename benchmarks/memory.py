@@ -12,27 +12,23 @@ minutes; `python benchmarks/memory.py 10000 100000` measures these two.
 
 from __future__ import annotations
 
-import csv
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 from pyarrow import parquet
 
+from recording import record
+
 SIZES = (10_000, 100_000, 500_000)
 LINKS = 10_000  # names of one photo: file systems allow some ten thousand
-RESULTS = Path(__file__).parent / "results" / "memory.csv"
 
 
 def make_table(folder: Path, num_rows: int) -> Path:
@@ -75,13 +71,6 @@ def measure(task: str, table: Path) -> tuple[int, float]:
 
 def main(sizes: list[int]) -> None:
     """Measure and append."""
-    about = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyarrow": pa.__version__,
-    }
     rows: list[dict[str, Any]] = []
     smallest: dict[str, int] = {}
     for num_rows in sizes:
@@ -96,17 +85,12 @@ def main(sizes: list[int]) -> None:
                     "peak_mb": peak // 10**6,
                     "above_smallest_mb": above // 10**6,
                 }
-                rows.append(about | found | {"seconds": round(seconds)})
+                rows.append(found | {"seconds": round(seconds), "pyarrow": pa.__version__})
                 print(
                     f"{num_rows:,} rows, {task}: {peak / 1e6:,.0f} MB, {above / 1e6:+,.0f} MB, {seconds:.0f} s",
                     flush=True,
                 )
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    record("memory", rows)
 
 
 if __name__ == "__main__":

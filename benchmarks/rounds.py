@@ -71,6 +71,18 @@ def cpu_seconds() -> float:
     )
 
 
+def summary(spent: Sequence[Spent]) -> dict[str, float]:
+    """Return the columns that say what a way took over its rounds, in seconds."""
+    wall_s, cpu_s = zip(*spent, strict=True)
+    return {
+        "rounds": len(spent),
+        "median_s": round(statistics.median(wall_s), 2),
+        "min_s": round(min(wall_s), 2),
+        "max_s": round(max(wall_s), 2),
+        "median_cpu_s": round(statistics.median(cpu_s), 2),
+    }
+
+
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
     """Compare two ways, round by round. The interval is Student's, of the logarithms; infinite for a single round."""
     logs = [math.log(one / other) for one, other in zip(seconds, base, strict=True)]

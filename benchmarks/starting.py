@@ -29,7 +29,7 @@ from typing import Any
 from binventory.launch.entry import main as launch
 from photos import ABID, draw_photos
 from recording import record
-from rounds import Spent, alternate, cpu_seconds, quietly, spent_by
+from rounds import Spent, alternate, cpu_seconds, quietly, spent_by, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("resnet18", "tiny")
@@ -94,11 +94,7 @@ def main() -> None:
     rows = []
     for name, spent in found.items():
         wall_s, cpu_s = ([one[place] for one in spent] for place in range(2))
-        row: dict[str, Any] = {
-            **{"way": name, "rounds": asked.rounds, "median_s": round(statistics.median(wall_s), 2)},
-            **{"min_s": round(min(wall_s), 2), "max_s": round(max(wall_s), 2)},
-            "median_cpu_s": round(statistics.median(cpu_s), 2),
-        }
+        row: dict[str, Any] = {"way": name, **summary(spent)}
         if name.startswith("predict_"):
             row |= {"num_photos": num_photos, "photos_per_s": round(num_photos / statistics.median(wall_s), 1)}
             row["photos_per_cpu_s"] = round(num_photos / statistics.median(cpu_s), 1)

@@ -45,7 +45,7 @@ from binventory.data.prepare import prepare_bins
 from binventory.launch.entry import main as launch
 from photos import ABID, COUNTS, counted, draw_photos
 from recording import record
-from rounds import Spent, alternate, quietly, ratio, spent_by
+from rounds import Spent, alternate, quietly, ratio, spent_by, summary
 from usual import make_loader, make_tree, train
 
 LR, MOMENTUM = 0.01, 0.9
@@ -180,9 +180,7 @@ def rows_of(training: Training, found: dict[str, list[Spent]]) -> list[dict[str,
         row = {
             **{"photos": training.photos, "num_photos": training.num_photos, "epochs": asked.epochs},
             **{"model": training.model, "image_size": asked.size, "batch_size": asked.batch, "device": asked.device},
-            **{"way": name, "rounds": len(spent), "median_s": round(statistics.median(wall_s), 2)},
-            **{"min_s": round(min(wall_s), 2), "max_s": round(max(wall_s), 2)},
-            "median_cpu_s": round(statistics.median(one.cpu_s for one in spent), 2),
+            **{"way": name, **summary(spent)},
             "images_per_s": round(training.num_photos * asked.epochs / statistics.median(wall_s), 1),
         }
         if base := found.get("c_train"):

@@ -55,7 +55,7 @@ def random_flip(pixels: Tensor, position: Tensor, *, probability: float, seed: i
     """
     if probability == 0:
         return pixels
-    flipped = uniform(seed, epoch, position, _FLIP) < probability
+    flipped = _is_flipped(position, probability, seed, epoch)
     return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
 
 
@@ -74,8 +74,12 @@ def random_view(features: Tensor, position: Tensor, *, probability: float, seed:
     """
     if probability == 0:
         return features[:, 0]
-    flipped = uniform(seed, epoch, position) < probability
+    flipped = _is_flipped(position, probability, seed, epoch)
     return torch.where(flipped.view(-1, 1), features[:, 1], features[:, 0])
+
+
+def _is_flipped(position: Tensor, probability: float, seed: int, epoch: int) -> Tensor:
+    return uniform(seed, epoch, position, _FLIP) < probability
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def test_the_policy_stops_scripts_and_requests_of_any_kind(tmp_path: Path, chrom
             document.body.append(script);
             await fetch("https://example.org/").catch(() => {});
             holder.querySelector("form").submit();
-            await new Promise((done) => setTimeout(done, 100));
+            for (let waited = 0; seen.length < 7 && waited < 10000; waited += 50)
+              await new Promise((done) => setTimeout(done, 50));
             return [seen.sort(), window.hacked ?? null];
             }"""
         )

@@ -1,7 +1,8 @@
 """How much memory a run takes as its set of photos grows.
 
 `python benchmarks/memory.py` makes tables of 10,000, 100,000 and 500,000 rows, by repeating a few small photos under
-many names, and starts two runs on each; measured is the most that the system counted as held by each process (VmHWM):
+many names, and starts two runs on each; measured is the most that the system counted as held by each process
+(ru_maxrss):
 
 - prepare: `binventory prepare` with nothing known: list, read, split, write the index and the photo cache
 - train: `train.py` on what was prepared, two batches each of training, validation and test
@@ -12,7 +13,7 @@ minutes; `python benchmarks/memory.py 10000 100000` measures these two.
 
 from __future__ import annotations
 
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from pyarrow import parquet
 
 from recording import record
 
+ROOT = Path(__file__).resolve().parent.parent
 SIZES = (10_000, 100_000, 500_000)
 LINKS = 10_000  # names of one photo: file systems allow some ten thousand
 
@@ -48,25 +50,27 @@ def make_table(folder: Path, num_rows: int) -> Path:
     return folder / "table.parquet"
 
 
-def run_here(task: str, table: Path) -> None:
-    """Run a task in this process and print what it held at most, in bytes."""
-    from binventory.launch.entry import main
-
+def command_of(task: str, table: Path) -> list[str]:
+    """Return the command line of a run."""
     places = [f"paths.cache_dir={table.parent}/cache", f"paths.output_dir={table.parent}/outputs"]
     overrides = ["data=table", f"data.source={table}", "data.image_size=32", *places]
-    if task == "train":
-        limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
-        overrides += ["model=tiny", "trainer.max_epochs=1", *limits]
-    main(task, overrides)
-    print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if task == "prepare":
+        return [str(Path(sys.executable).with_name("binventory")), "prepare", *overrides]
+    limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    return [sys.executable, str(ROOT / "train.py"), *overrides, "model=tiny", "trainer.max_epochs=1", *limits]
 
 
 def measure(task: str, table: Path) -> tuple[int, float]:
     """Return what a process of its own held at most, in bytes, and how long it took."""
     started = time.monotonic()
-    command = [sys.executable, __file__, task, str(table)]
-    done = subprocess.run(command, cwd=table.parent, check=True, capture_output=True, text=True)  # noqa: S603  our own
-    return int(done.stdout.rpartition("peak ")[2]), time.monotonic() - started
+    with (table.parent / "said.txt").open("w+") as said:
+        process = subprocess.Popen(command_of(task, table), stdout=said, stderr=subprocess.STDOUT)  # noqa: S603  our own
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(said.read())
+    return 1024 * usage.ru_maxrss, time.monotonic() - started
 
 
 def main(sizes: list[int]) -> None:
@@ -94,7 +98,4 @@ def main(sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["prepare"], ["train"]):
-        run_here(sys.argv[1], Path(sys.argv[2]))
-    else:
-        main([int(size) for size in sys.argv[1:]] or list(SIZES))
+    main([int(size) for size in sys.argv[1:]] or list(SIZES))

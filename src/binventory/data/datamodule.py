@@ -148,7 +148,8 @@ class BinDataModule(pl.LightningDataModule):
 
 def labelled_bins(prepared: PreparedBins, split: str, counts: list[int]) -> Bins:
     """Return the bins of a split with their quantities as positions in `counts`."""
-    of_split = prepared.index.filter(pc.equal(prepared.index["split"], split))
+    columns = prepared.index.select(["id", "path", "quantity", "bytes", "mtime_ns"])  # first: what is left is copied
+    of_split = columns.filter(pc.equal(prepared.index["split"], split))
     position = {count: place for place, count in enumerate(counts)}
     targets = np.array([position[count] for count in Column[int](of_split["quantity"])], dtype=np.int64)
     return Bins(

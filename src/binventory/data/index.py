@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from binventory.data.cache.staging import StagedPhotos
-from binventory.data.columns import BATCH
+from binventory.data.columns import BATCH, Texts
 from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.splits import sibling_groups
@@ -75,12 +75,13 @@ def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = Non
     items, facts, asins = _items(index["id"], scanned["items"])
     index |= facts
     groups = sibling_groups(index["id"].to_pylist(), asins, [files.group for files in listing.bins])
-    index["group"] = pa.chunked_array([pa.array(map(utf8, groups), pa.string())])
+    some = (groups[start : start + BATCH] for start in range(0, len(groups), BATCH))
+    index["group"] = pa.chunked_array([pa.array([utf8(group) for group in part]) for part in some], pa.string())
     index["split"] = pa.chunked_array([pa.nulls(len(groups), pa.string())])
     return pa.table({name: index[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA), items
 
 
-def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, dict[str, pa.Array], list[list[str]]]:
+def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, dict[str, pa.Array], list[Sequence[str]]]:
     """Return the items of all bins, two columns of the index, and the distinct ASINs of each bin.
 
     No item becomes a Python object: ten thousand bins would take seconds.
@@ -95,9 +96,9 @@ def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, di
     asin = fields["asin"].dictionary_encode(null_encoding="encode")
     pairs = np.unique(np.stack([bin_of, asin.indices.to_numpy()], axis=1), axis=0)
     names: list[str] = asin.dictionary.to_pylist()
-    asins: list[list[str]] = [[] for _ in range(len(lists))]
+    asins: list[Sequence[str]] = [()] * len(lists)
     for bin_number, code in pairs.tolist():
-        asins[bin_number].append(names[code])
+        asins[bin_number] = (*asins[bin_number], names[code])
     is_unknown = pc.is_null(lists).to_numpy(zero_copy_only=False)
     facts = {
         "item_count": pa.array(counts, pa.int64(), mask=is_unknown),
@@ -107,12 +108,9 @@ def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, di
 
 
 def _check_unique(bins: Sequence[BinFiles]) -> None:
-    seen: set[str] = set()
-    for files in bins:
-        if files.id in seen:
-            photos = " and ".join(str(found.photo) for found in bins if found.id == files.id)
-            raise InputError(f"data.source: bin id {files.id} stands twice: {photos}; rename one")
-        seen.add(files.id)
+    if twice := Texts[str](files.id for files in bins).repeated():
+        photos = " and ".join(str(bins[place].photo) for place in twice)
+        raise InputError(f"data.source: bin id {bins[twice[0]].id} stands twice: {photos}; rename one")
 
 
 def _index_row(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> Row:

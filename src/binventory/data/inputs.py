@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -107,8 +107,8 @@ def _table(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto
     ]
 
 
-def _bins(bins: dict[str, BinFiles]) -> list[InputPhoto]:
-    with_photo = [found for found in bins.values() if found.photo is not None or found.problem is not None]
+def _bins(bins: Iterable[BinFiles]) -> list[InputPhoto]:
+    with_photo = [found for found in bins if found.photo is not None or found.problem is not None]
     return [_bin(found) for found in sorted(with_photo, key=lambda found: _natural(found.id))]
 
 

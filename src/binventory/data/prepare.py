@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from binventory.config.schema import DataConfig, PathsConfig, S3Config
 from binventory.data.cache.staging import StagedPhotos
-from binventory.data.columns import BATCH, Column, rows_of
+from binventory.data.columns import BATCH, ROW_GROUP, Column, Texts, release_memory, rows_of
 from binventory.data.index import build_index
 from binventory.data.listing import PackedBins
 from binventory.data.scan import STATISTICS
@@ -83,7 +83,7 @@ class PreparedBins:
         Both are means over photos of the single photo's value (its standard deviation with n-1), as the source report
         computed them.
         """
-        train = self.index.filter(pc.equal(self.index["split"], TRAIN))
+        train = self.index.select(STATISTICS).filter(pc.equal(self.index["split"], TRAIN))
         values = [pc.mean(train[name]).as_py() for name in STATISTICS]
         return (values[0], values[1], values[2]), (values[3], values[4], values[5])
 
@@ -105,6 +105,7 @@ def prepare_bins(
     bins = index_bins(data, s3, paths, staged)
     split_list = split_list_of(bins, data, s3)
     bins = replace(bins, listing=Listing(()))  # of a large set it takes as much memory as half of the index
+    release_memory()
     return split_bins(bins, data, split_list)
 
 
@@ -118,10 +119,12 @@ def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[
 def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None) -> IndexedBins:
     """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
     listing = make_source(data, s3, Path(paths.data_dir)).fetch()
-    listing = replace(listing, bins=PackedBins(listing.bins))
+    if not isinstance(listing.bins, PackedBins):
+        listing = replace(listing, bins=PackedBins(listing.bins))
     if not listing.bins:
         absent = f" ({len(listing.absent)} listed ones are absent)" if listing.absent else ""
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
+    release_memory()
     folder = Path(paths.cache_dir) / "index" / _source_key(data)
     with _writing(folder), locked(folder / "lock"):
         index, items = build_index(listing, folder / "scan.parquet", staged)
@@ -144,6 +147,7 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
     if not len(labelled):
         raise InputError(f"data.source={data.source}: no bin has a quantity of data.counts={list(data.counts)}")
     found, warnings = _split(labelled, data, split_list)
+    release_memory()
     split = np.full(len(bins.index), None, dtype=object)
     split[is_labelled.to_numpy()] = found
     split[pc.is_valid(bins.index["problem"]).to_numpy()] = None
@@ -156,8 +160,10 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
     paths = folder / "index.parquet", folder / "items.parquet"
     for path, table in zip(paths, (index, bins.items), strict=True):
         with _writing(folder), atomic_path(path) as temporary:
-            pq.write_table(table, temporary)
-    return PreparedBins(index, bins.items, *paths, _fingerprint(index), summary)
+            pq.write_table(table, temporary, row_group_size=ROW_GROUP)
+    fingerprint = _fingerprint(index)
+    release_memory()
+    return PreparedBins(index, bins.items, *paths, fingerprint, summary)
 
 
 def _split(
@@ -202,7 +208,7 @@ def _judge(index: pa.Table, summary: Summary, data: DataConfig) -> None:
         return
     found = f"{summary.num_bad:,} of {summary.total:,} bins of data.source={data.source} cannot be used"
     if data.on_bad == "fail":
-        bad = index.filter(pc.is_valid(index["problem"])).slice(0, 3).select(["id", "problem"]).to_pylist()
+        bad = index.select(["id", "problem"]).filter(pc.is_valid(index["problem"])).slice(0, 3).to_pylist()
         first = "; ".join(f"{row['id']} ({row['problem']})" for row in bad)
         raise InputError(f"data.on_bad=fail: {found}, first {first}; mend or remove them, or set data.on_bad=skip")
     reasons = "; ".join(line.removeprefix("bad: ") for line in summary.bad_lines()[:3])
@@ -244,10 +250,9 @@ def _key(parts: dict[str, Any]) -> str:
 
 def _fingerprint(index: pa.Table) -> str:
     """Hash the lines of all split bins in their order as text, of which only some are in memory at a time."""
-    table = index.filter(pc.is_valid(index["split"])).select(["id", "sha256", "quantity", "split"])
-    starts = [json.dumps(bin_id) for bin_id in Column[str](table["id"])]  # no two are equal, so the rest orders nothing
-    order = np.array(sorted(range(len(starts)), key=starts.__getitem__), dtype=np.int64)
-    del starts
+    table = index.select(["id", "sha256", "quantity", "split"]).filter(pc.is_valid(index["split"]))
+    starts = Texts[str](map(json.dumps, Column[str](table["id"])))  # no two are equal, so the rest orders nothing
+    order = pc.sort_indices(starts.table["text"]).to_numpy()
     digest = hashlib.sha256()
     for first in range(0, len(order), BATCH):
         for place, row in enumerate(rows_of(table.take(order[first : first + BATCH])), start=first):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from binventory.data.cache.staging import StagedPhotos
-from binventory.data.columns import BATCH, rows_of
+from binventory.data.columns import BATCH, ROW_GROUP, rows_of
 from binventory.data.decode import Photo, PhotoError, decode_photo, read_photo, reduction
 from binventory.data.metadata import MetadataError, read_metadata
 from binventory.data.preprocess import Preprocessing
@@ -104,17 +104,14 @@ def load_scan(cache: Path) -> pa.Table:
     """Return what an earlier scan found; no rows when there is no whole file of this version's columns."""
     nothing = SCAN_SCHEMA.empty_table()
     try:
-        data = cache.read_bytes()
-        checksum = _checksum_path(cache).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return nothing
-    if hashlib.sha256(data).hexdigest() != checksum:
-        return nothing
-    try:
-        # by one thread: many take as much memory again, and keep it
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        with cache.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != _checksum_path(cache).read_text().strip():
+                return nothing
+            file.seek(0)
+            # by one thread, and not all of the file at once: either takes as much memory again, and keeps it
+            table = pq.read_table(file, use_threads=False, pre_buffer=False)
         table.validate(full=True)
-    except (pa.ArrowException, OSError):  # put there together with its checksum
+    except (OSError, UnicodeDecodeError, pa.ArrowException):  # the last: put there together with its checksum
         return nothing
     return table if table.schema.equals(SCAN_SCHEMA) else nothing
 
@@ -122,8 +119,9 @@ def load_scan(cache: Path) -> pa.Table:
 def store_scan(cache: Path, table: pa.Table) -> None:
     """Write the table and, beside it, the checksum."""
     with atomic_path(cache) as temporary:
-        pq.write_table(table, temporary)
-        checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        pq.write_table(table, temporary, row_group_size=ROW_GROUP)
+        with temporary.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
     with atomic_path(_checksum_path(cache)) as temporary:
         temporary.write_text(checksum + "\n")
 

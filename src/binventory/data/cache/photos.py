@@ -76,7 +76,7 @@ def open_photos(
 def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:
     """Return one index row for each distinct photo of any split, and each split's bins as places among them."""
     index = index.append_column("place", pa.array(np.arange(len(index))))
-    used = index.filter(pc.is_valid(index["split"])).select(["split", "sha256", *FILE_COLUMNS])
+    used = index.select(["split", "sha256", *FILE_COLUMNS]).filter(pc.is_valid(index["split"]))
     encoded = used["sha256"].combine_chunks().dictionary_encode()  # numbers the hashes as they come
     row = encoded.indices.to_numpy().astype(np.int64)
     _, first = np.unique(row, return_index=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,8 +60,8 @@ class BucketSource:
             return take(bins, wanted, self.limit, self.location)
 
 
-def list_bins(folder: Path) -> dict[str, BinFiles]:
-    """List a folder in bucket layout: every id of which a photo or metadata exists.
+def list_bins(folder: Path) -> Iterator[BinFiles]:
+    """Give the bins of a folder in bucket layout: every id of which a photo or metadata exists.
 
     A file whose name cannot be an id is a bin with a problem.
 
@@ -71,18 +71,18 @@ def list_bins(folder: Path) -> dict[str, BinFiles]:
     photos, problems = _files_by_id(folder / PHOTOS, PHOTO_SUFFIX)
     metadata, more_problems = _files_by_id(folder / METADATA, METADATA_SUFFIX)
     problems |= more_problems
-    return {
-        bin_id: BinFiles(
-            bin_id, photos.get(bin_id), metadata.get(bin_id), needs_metadata=True, problem=problems.get(bin_id)
+    for bin_id in photos.keys() | metadata.keys():
+        paths = (
+            folder / PHOTOS / photos[bin_id] if bin_id in photos else None,
+            folder / METADATA / metadata[bin_id] if bin_id in metadata else None,
         )
-        for bin_id in photos.keys() | metadata.keys()
-    }
+        yield BinFiles(bin_id, *paths, needs_metadata=True, problem=problems.get(bin_id))
 
 
 def mirror_bins(
     location: str, wanted: Iterable[str] | None, limit: int | None, s3: S3Config, data_dir: str | Path
-) -> dict[str, BinFiles]:
-    """Download the first `limit` by name of the `wanted` bins (None: of all) and list what there is of them.
+) -> Iterator[BinFiles]:
+    """Download the first `limit` by name of the `wanted` bins (None: of all) and give what there is of them.
 
     A file that cannot be had is that bin's `problem`; a bin without any file is left out.
 
@@ -102,9 +102,12 @@ def mirror_bins(
         ids = sorted(wanted, key=name_order)[:limit]
         files = {bin_id: (place.photo(bin_id), place.metadata(bin_id)) for bin_id in ids}
     outcome = download([file for pair in files.values() for file in pair if file is not None], s3, data_dir, location)
-    bins = {bin_id: _bin_files(bin_id, *pair, outcome) for bin_id, pair in files.items()}
-    bins |= {bin_id: BinFiles(bin_id, None, needs_metadata=True, problem=reason) for bin_id, reason in problems.items()}
-    return {bin_id: found for bin_id, found in bins.items() if found.photo or found.metadata or found.problem}
+    for bin_id, pair in files.items():
+        found = _bin_files(bin_id, *pair, outcome)
+        if found.photo or found.metadata or found.problem:
+            yield found
+    for bin_id, reason in problems.items():
+        yield BinFiles(bin_id, None, needs_metadata=True, problem=reason)
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,9 @@ def _bin_files(bin_id: str, photo: RemoteFile | None, metadata: RemoteFile | Non
     )
 
 
-def _files_by_id(folder: Path, suffix: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files of one kind, and the problems of those whose name cannot be an id; both by id."""
-    found: dict[str, Path] = {}
+def _files_by_id(folder: Path, suffix: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The names of the files of one kind, and the problems of those whose name cannot be an id; both by id."""
+    found: dict[str, str] = {}
     problems: dict[str, str] = {}
     try:
         with os.scandir(folder) as entries:
@@ -188,7 +191,7 @@ def _files_by_id(folder: Path, suffix: str) -> tuple[dict[str, Path], dict[str, 
                 # not is_file(): a dangling link or a pipe named like a photo is a bad photo, not a missing one
                 if _is_part(entry.name, suffix):
                     bin_id, problem = id_of_name(entry.name.removesuffix(suffix))
-                    found[bin_id] = folder / entry.name
+                    found[bin_id] = entry.name
                     if problem is not None:
                         problems[bin_id] = problem
     except FileNotFoundError:

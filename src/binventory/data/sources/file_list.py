@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from binventory.config.schema import S3Config
 from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
@@ -14,7 +15,13 @@ from binventory.data.sources.s3 import is_s3, read_object
 from binventory.data.text import MAX_ID_BYTES, brief, can_be_id
 from binventory.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
 FILE_LIST_NAME = "file_list.json"
+NAME_SUFFIX = b".jpg"  # of the keys by which bins are in order
 
 
 def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str, int]:
@@ -76,24 +83,47 @@ def check_id(bin_id: str, where: str) -> str:
 
 def name_order(bin_id: str) -> bytes:
     """Sort key that orders ids as S3 lists their photos: by the bytes of the key, suffix included."""
-    return f"{bin_id}.jpg".encode()
+    return bin_id.encode() + NAME_SUFFIX
 
 
-def take(bins: Mapping[str, BinFiles], wanted: Mapping[str, int] | None, limit: int | None, where: str) -> Listing:
-    """Cut what exists (`bins`, by id) to the ids of a file list, if any, and to `limit`.
+def take(bins: Iterable[BinFiles], wanted: Mapping[str, int] | None, limit: int | None, where: str) -> Listing:
+    """Return what exists (`bins`) as a listing, cut as `places_of` says. Raises as `places_of`."""
+    from binventory.data.listing import PackedBins
+
+    packed = PackedBins(bins)
+    places, absent = places_of(packed.table["id"], wanted, limit, where)
+    return Listing(bins=packed.at(places), absent=absent, split_list=wanted)
+
+
+def places_of(
+    ids: pa.ChunkedArray, wanted: Mapping[str, int] | None, limit: int | None, where: str
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Cut what exists (`ids` in UTF-8, none twice) to the ids of a file list, if any, and to `limit`.
 
     The limit takes the first ids by name, not in file order: a file list goes count by count, so the head of it would
     be one class. It counts listed ids whether they exist or not, so that a partial source takes the same bins.
 
+    Returns:
+        The places among `ids` of what is taken, in the order of names, and the ids of the list that do not exist.
+
     Raises:
         InputError: nothing is left; the message starts with `where`.
     """
-    ids = sorted(bins if wanted is None else wanted, key=name_order)[:limit]
-    found = tuple(bins[bin_id] for bin_id in ids if bin_id in bins)
-    if not found:
-        reason = "holds no bins" if wanted is None else f"holds none of the {len(ids)} bins of the file list"
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    taken = None if wanted is None else pa.array(sorted(wanted, key=name_order)[:limit]).cast(pa.binary())
+    if taken is None:
+        places = pc.sort_indices(pc.binary_join_element_wise(ids, NAME_SUFFIX, b"")).to_numpy()[:limit]
+        absent: tuple[str, ...] = ()
+    else:
+        found = pc.index_in(taken, value_set=ids.combine_chunks())
+        places = found.drop_null().to_numpy()
+        absent = tuple(taken.filter(found.is_null()).cast(pa.string()).to_pylist())
+    if not len(places):
+        reason = "holds no bins" if taken is None else f"holds none of the {len(taken)} bins of the file list"
         raise InputError(f"{where}: {reason}; check the location and data.file_list")
-    return Listing(bins=found, absent=tuple(bin_id for bin_id in ids if bin_id not in bins), split_list=wanted)
+    return places.astype("int64"), absent
 
 
 def own_list_of_folder(folder: Path) -> dict[str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -44,19 +45,16 @@ class ImageFolderSource:
                 wanted = wanted or own_list_of_folder(folder)
             return take(self._bins(), wanted, self.limit, self.location)
 
-    def _bins(self) -> dict[str, BinFiles]:
+    def _bins(self) -> Iterator[BinFiles]:
         groups = _exported_groups(Path(self.location))
-        bins: dict[str, BinFiles] = {}
         names: dict[str, str] = {}
         for photo in list_photos(self.location, self.s3, self.data_dir):
             found = _bin_files(photo, self.location)
-            found = replace(found, group=groups.get(found.id))
-            if found.id in bins:
+            if found.id in names:
                 both = f"{printable(names[found.id])} and {printable(photo.name)}"
                 raise InputError(f"{self.location}: {both} have the same id; rename one")
-            bins[found.id] = found
             names[found.id] = photo.name
-        return bins
+            yield replace(found, group=groups.get(found.id))
 
 
 def _bin_files(photo: PhotoFile, where: str) -> BinFiles:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
+from binventory.data.columns import Texts
 from binventory.data.sources.mirror import RemoteFile, download, target_of
 from binventory.data.sources.s3 import S3Connection, is_s3, split_uri
 from binventory.data.text import printable
@@ -55,7 +56,7 @@ def count_of(name: str) -> int | None:
     return int(folder) if file and "/" not in file and COUNT_NAME.fullmatch(folder) else None
 
 
-def ids_of(names: list[str]) -> list[str]:
+def ids_of(names: Sequence[str]) -> Texts[str]:
     """Ids for photos that state none: the file name without its suffix where only one photo has it.
 
     Photos of the same file name in different folders are told apart by their whole path with `__` for '/': `a/1.jpg`
@@ -64,17 +65,18 @@ def ids_of(names: list[str]) -> list[str]:
     Raises:
         InputError: two photos have the same path, or paths that only differ by '/' and `__`.
     """
-    stems = Counter(PurePosixPath(name).stem for name in names)
-    owner: dict[str, str] = {}
-    for name in names:
-        path = PurePosixPath(name)
-        unique = stems[path.stem] == 1
-        bin_id = path.stem if unique else "__".join(part for part in path.parts if part not in ("/", "..", "s3:"))
-        if bin_id in owner:
-            both = f"{printable(owner[bin_id])} and {printable(name)}"
-            raise InputError(f"{both} would have the same id {printable(bin_id)}; rename one")
-        owner[bin_id] = name
-    return list(owner)
+    shared = Texts[str](PurePosixPath(name).stem for name in names).shared()
+    ids = Texts[str](_id_of(PurePosixPath(name), shared) for name in names)
+    if twice := ids.repeated():
+        both = " and ".join(printable(names[place]) for place in twice)
+        raise InputError(f"{both} would have the same id {printable(ids[twice[0]])}; rename one")
+    return ids
+
+
+def _id_of(path: PurePosixPath, shared: Set[str]) -> str:
+    if path.stem not in shared:
+        return path.stem
+    return "__".join(part for part in path.parts if part not in ("/", "..", "s3:"))
 
 
 def fetch_uris(uris: list[str], s3: S3Config, data_dir: str | Path, title: str) -> dict[str, PhotoFile]:

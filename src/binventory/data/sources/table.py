@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
 
 from binventory.config.schema import S3Config
+from binventory.data.columns import Column, PackedRows, Texts
+from binventory.data.listing import PackedBins
 from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
 from binventory.data.sources.base import BinFiles, Listing
-from binventory.data.sources.file_list import check_id, read_file_list, take
+from binventory.data.sources.file_list import check_id, places_of, read_file_list
 from binventory.data.sources.photo_tree import PhotoFile, fetch_uris, ids_of
 from binventory.data.sources.s3 import is_s3, naming, read_object
 from binventory.data.text import brief, id_of_name, printable
 from binventory.errors import InputError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "quantity", "group", "id", "problem")
@@ -48,6 +51,26 @@ class TableRow:
     problem: str | None = None
 
 
+class TableRows(PackedRows[TableRow]):
+    """Rows of a table."""
+
+    SCHEMA = pa.schema(
+        {
+            "id": pa.binary(),
+            "location": pa.binary(),
+            "quantity": pa.int64(),
+            "group": pa.binary(),
+            "problem": pa.binary(),
+        }
+    )
+
+    def _values(self, row: TableRow) -> Sequence[Any]:
+        return [getattr(row, name) for name in self.SCHEMA.names]
+
+    def _row(self, *values: Any) -> TableRow:
+        return TableRow(*values)
+
+
 class TableSource:
     """Reads a table. Paths are relative to the table's own folder, absolute, or S3 URIs, which are fetched.
 
@@ -67,33 +90,27 @@ class TableSource:
 
     def fetch(self) -> Listing:
         """Read the table and fetch what lies on S3. Raises InputError when the table as a whole cannot be used."""
-        from binventory.data.listing import PackedBins
-
         with naming("data.file_list"):
             wanted = None if self.file_list is None else read_file_list(self.file_list, self.s3)
         with naming("data.source"):
-            rows = {row.id: row for row in read_rows(self.location, self.s3, required=("path", "quantity"))}
-            bins = {row.id: BinFiles(row.id, None, None, row.quantity, row.group) for row in rows.values()}
-            listing = take(bins, wanted, self.limit, self.location)
-            taken = [rows[found.id] for found in listing.bins]
-            del rows, bins
-            photos = photos_of(taken, self.s3, self.data_dir, self.location)
-        located = (
-            replace(found, photo=path, problem=problem)
-            for found, (path, problem) in zip(listing.bins, photos, strict=True)
+            rows = read_rows(self.location, self.s3, required=("path", "quantity"))
+            places, absent = places_of(rows.table["id"], wanted, self.limit, self.location)
+            rows = rows.at(places)
+            photos = photos_of(rows, self.s3, self.data_dir, self.location)
+        bins = (
+            BinFiles(row.id, path, None, row.quantity, row.group, problem=problem)
+            for row, (path, problem) in zip(rows, photos, strict=True)
         )
-        return replace(listing, bins=PackedBins(located))
+        return Listing(PackedBins(bins), absent, wanted)
 
 
-def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) -> list[TableRow]:
+def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) -> TableRows:
     """Read a table's rows, from a local file or S3.
 
     Raises:
         InputError: it is no CSV or Parquet table, is empty, lacks a column of `required`, or has a row without path and
             id, or an id or path twice.
     """
-    from binventory.data.columns import Column
-
     table = _read_table(location, s3)
     absent = [name for name in required if name not in table.column_names]
     if absent:
@@ -102,29 +119,27 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
     if table.num_rows == 0:
         raise InputError(f"{location}: has no rows; add one for each photo")
     columns = {name: Column[Any](table[name]) for name in COLUMNS if name in table.column_names}
-    nothing: Sequence[None] = [None] * table.num_rows
-    paths = [_text(path) for path in columns["path"]]
-    places = [None if path is None else _resolve(path, location) for path in paths]
-    problems = [_text(problem) for problem in columns.get("problem", nothing)]
+    nothing = Texts[str | None](repeat(None, table.num_rows))
+    paths = Texts[str | None](map(_text, columns["path"]))
+    places = Texts[str | None](None if path is None else _resolve(path, location) for path in paths)
+    problems = Texts[str | None](map(_text, columns.get("problem", nothing)))
     _check_paths(places, problems, "id" in columns, location)
     if "id" in columns:
-        ids = [_text(bin_id) or "" for bin_id in columns["id"]]
+        ids = Texts[str](_text(bin_id) or "" for bin_id in columns["id"])
         _check_ids(ids, location)
+        made: Iterable[tuple[str, str | None]] = zip(ids, nothing, strict=True)
     else:
         with naming(location):
-            ids = ids_of([path or "" for path in paths])
-        for number, made in enumerate(ids):
-            ids[number], unusable = id_of_name(made)
-            problems[number] = problems[number] or unusable
+            made = map(id_of_name, ids_of(Texts[str](path or "" for path in paths)))
     cells = zip(columns.get("quantity", nothing), columns.get("group", nothing), strict=True)
-    return [
-        _row(bin_id, place, quantity, group, problem)
-        for bin_id, place, (quantity, group), problem in zip(ids, places, cells, problems, strict=True)
-    ]
+    return TableRows(
+        _row(bin_id, place, quantity, group, problem or unusable)
+        for (bin_id, unusable), place, (quantity, group), problem in zip(made, places, cells, problems, strict=True)
+    )
 
 
 def photos_of(
-    rows: list[TableRow], s3: S3Config, data_dir: str | Path, title: str
+    rows: Sequence[TableRow], s3: S3Config, data_dir: str | Path, title: str
 ) -> Iterator[tuple[Path | None, str | None]]:
     """Give each row's photo on this machine and its problem, S3 ones fetched. Raises InputError as `fetch_uris`.
 
@@ -169,9 +184,6 @@ def _resolve(path: str, table: str) -> str:
 
 
 def _read_table(location: str, s3: S3Config) -> pa.Table:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
     suffix = PurePosixPath(location).suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise InputError(f"{location}: is no table; name a .csv or .parquet file")
@@ -231,23 +243,19 @@ def _quantity(value: object) -> int | None:
     return int(whole[1])
 
 
-def _check_paths(paths: list[str | None], problems: list[str | None], has_ids: bool, location: str) -> None:
-    first: dict[str, int] = {}
+def _check_paths(paths: Texts[str | None], problems: Texts[str | None], has_ids: bool, location: str) -> None:
     for number, (path, problem) in enumerate(zip(paths, problems, strict=True), start=1):
-        if path is None:
-            if problem is None or not has_ids:
-                raise InputError(f"{location}: row {number} has no path; fill it in or remove the row")
-        elif path in first:
-            shown = printable(path, MAX_SHOWN_CHARS)
-            raise InputError(f"{location}: rows {first[path]} and {number} have the same path {shown}; remove one")
-        else:
-            first[path] = number
+        if path is None and (problem is None or not has_ids):
+            raise InputError(f"{location}: row {number} has no path; fill it in or remove the row")
+    if twice := paths.repeated():
+        first, second = (1 + place for place in twice)
+        shown = printable(paths[twice[0]] or "", MAX_SHOWN_CHARS)
+        raise InputError(f"{location}: rows {first} and {second} have the same path {shown}; remove one")
 
 
-def _check_ids(ids: list[str], location: str) -> None:
-    first: dict[str, int] = {}
+def _check_ids(ids: Texts[str], location: str) -> None:
     for number, bin_id in enumerate(ids, start=1):
         check_id(bin_id, f"{location}: row {number}")
-        if bin_id in first:
-            raise InputError(f"{location}: rows {first[bin_id]} and {number} have the same id {bin_id}; rename one")
-        first[bin_id] = number
+    if twice := ids.repeated():
+        first, second = (1 + place for place in twice)
+        raise InputError(f"{location}: rows {first} and {second} have the same id {ids[twice[0]]}; rename one")

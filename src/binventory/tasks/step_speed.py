@@ -30,7 +30,7 @@ from binventory.launch.runner import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from binventory.models.backbones import make_backbone
 from binventory.objectives import num_outputs
 from binventory.tasks.train import make_module
-from binventory.tasks.training import choose_precision
+from binventory.tasks.training import step_options
 
 WARM_UP_STEPS = 3
 BATCHES_PER_EPOCH = 50
@@ -127,15 +127,10 @@ def _train(config: TrainConfig, seconds: float) -> float:
     preprocessing = Preprocessing(config.data.image_size, config.data.resize, config.data.interpolation)
     module = make_module(config, backbone, preprocessing, is_resumed=True)
     stopwatch = _Stopwatch(seconds)
-    asked = config.trainer
     trainer = pl.Trainer(
+        **step_options(config.trainer),
         max_epochs=10**6,
-        accelerator=asked.accelerator,
         devices=1,
-        precision=choose_precision(asked.precision, asked.accelerator),  # type: ignore[arg-type]
-        accumulate_grad_batches=asked.accumulate_grad_batches,
-        gradient_clip_val=asked.gradient_clip_val,
-        deterministic=asked.deterministic,
         callbacks=[stopwatch],
         limit_val_batches=0,
         logger=False,

@@ -21,7 +21,7 @@ from binventory.callbacks.trace import Trace
 from binventory.callbacks.train_figures import TrainFigures
 from binventory.callbacks.wandb_summary import WandbSummary
 from binventory.config.capture import to_plain
-from binventory.config.schema import TrainConfig
+from binventory.config.schema import TrainConfig, TrainerConfig
 from binventory.data.datamodule import BinDataModule
 from binventory.errors import ConfigError
 from binventory.metrics.direction import direction
@@ -90,24 +90,16 @@ def make_trainer(
     """Build the Lightning Trainer that a config asks for, and its loggers."""
     resumed_step = None if resumed is None else read_checkpoint(resumed)["global_step"]
     asked = config.trainer
-    # Where algorithms are deterministic torch would write NaN over all new memory: a pass over every activation, 4 % of
-    # a ResNet-18's step on a CPU, for operations that read what nobody wrote. There are none here.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     num_batches = {
         split: math.ceil(len(data.bins(split).ids) / config.data.batch_size) for split in ("train", "val", "test")
     }
     return pl.Trainer(
+        **step_options(asked),
         max_epochs=asked.max_epochs,
-        accelerator=asked.accelerator,
         devices=asked.devices,
         num_nodes=asked.num_nodes,
         strategy=asked.strategy,
-        precision=choose_precision(asked.precision, asked.accelerator),  # type: ignore[arg-type]
-        accumulate_grad_batches=asked.accumulate_grad_batches,
-        gradient_clip_val=asked.gradient_clip_val,
         sync_batchnorm=asked.sync_batchnorm,
-        deterministic=asked.deterministic,
-        benchmark=not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
         limit_train_batches=limit_batches(asked.limit_train_batches, num_batches["train"]),
         limit_val_batches=limit_batches(asked.limit_val_batches, num_batches["val"]),
         limit_test_batches=limit_batches(asked.limit_test_batches, num_batches["test"]),
@@ -122,6 +114,21 @@ def make_trainer(
         enable_progress_bar=False,  # our own callback says where the run is
         enable_model_summary=False,
     )
+
+
+def step_options(asked: TrainerConfig) -> dict[str, Any]:
+    """Return what decides how fast a step is, as keywords of Lightning's Trainer; prepare torch for it."""
+    # Where algorithms are deterministic torch would write NaN over all new memory: a pass over every activation, 4 % of
+    # a ResNet-18's step on a CPU, for operations that read what nobody wrote. There are none here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return {
+        "accelerator": asked.accelerator,
+        "precision": choose_precision(asked.precision, asked.accelerator),
+        "accumulate_grad_batches": asked.accumulate_grad_batches,
+        "gradient_clip_val": asked.gradient_clip_val,
+        "deterministic": asked.deterministic,
+        "benchmark": not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
+    }
 
 
 def choose_precision(precision: str, accelerator: str) -> str:

@@ -90,8 +90,10 @@ class PackedRows(ABC, Sequence[T]):
     def __getitem__(self, place: int | slice) -> T | Sequence[T]:
         """Return one row, or those of a slice as a list."""
         if isinstance(place, slice):
-            first, last, step = place.indices(len(self))
-            return list(self._rows(self.table.slice(first, max(0, last - first))))[::step]
+            places = range(*place.indices(len(self)))
+            if places.step != 1:
+                return list(self.at(np.array(places, dtype=np.int64)))
+            return list(self._rows(self.table.slice(places.start, len(places))))
         return next(self._rows(self.table.slice(range(len(self))[place], 1)))
 
     def __iter__(self) -> Iterator[T]:

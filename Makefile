@@ -30,6 +30,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/training.py --photos 128 --epochs 1 --rounds 3
 	$(BIN)/python benchmarks/time_to_accuracy.py
 	$(BIN)/python benchmarks/starting.py --rounds 3
+	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/frozen.py --photos 100 --epochs 3
+	$(BIN)/python benchmarks/memory.py 10000 100000
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/compare.py
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -66,6 +67,7 @@ def benchmark(
         typer.Option("--compile/--no-compile", help="Also try trainer.compile.", show_default="on a GPU"),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures.")] = None,
+    config_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Configs of your own, as for train.py.")] = None,
 ) -> None:
     """Find the largest batch and the fastest settings of a training on this machine; print the command for them.
 
@@ -80,14 +82,15 @@ def benchmark(
     try:
         if several := {"-m", "--multirun"} & set(context.args):
             raise ConfigError(f"{several.pop()}: one config is measured; give single values")
+        if json is not None and not os.access(next(filter(Path.exists, json.absolute().parents)), os.W_OK | os.X_OK):
+            raise ConfigError(f"--json {json}: no file can be written there; name another")
         register_resolvers()
-        config = compose_checked("train", context.args)[0]
+        config = compose_checked("train", context.args, config_dir=config_dir)[0]
         from binventory.compare.render import write_file
         from binventory.tasks.benchmark import run as find_fastest
 
-        found = find_fastest(
-            cast(Any, config), context.args, max_batch=max_batch, seconds=seconds, with_compile=compile
-        )
+        words = [*(["--config-dir", config_dir] if config_dir else []), *context.args]
+        found = find_fastest(cast(Any, config), words, max_batch=max_batch, seconds=seconds, with_compile=compile)
         if json is not None:
             write_file("--json", json, dumps(found, indent=2) + "\n")
     except UserError as error:

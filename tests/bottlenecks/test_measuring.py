@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from binventory.bottlenecks import steps
-from binventory.bottlenecks.machine import Machine, Sampler, cpu_shares, open_gpu, usable_cores
+from binventory.bottlenecks.machine import Machine, Sampler, cpu_shares, open_gpu
 from binventory.bottlenecks.samples import Step
 from binventory.bottlenecks.steps import StepTimer
+from binventory.cores import usable_cores
 
 
 class LinuxTimes(NamedTuple):

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, current_thread
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -239,6 +241,31 @@ def real_index(abid: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table
     listing = listing_of(abid / "udacity224")
     bins = tuple(files for files in listing.bins if files.photo is not None)
     return build_index(Listing(bins), tmp_path_factory.mktemp("cache") / "scan.parquet")[0]
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_bins_are_read_by_so_many_threads_and_told_as_they_are_read(
+    num_threads: int, folder: Path, tmp_path: Path, write_bin: WriteBin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(7, 100):
+        write_bin(tmp_path / "bins", f"{number:05d}", 1, {"A": 1})
+    told, names, read_bin = Event(), set(), scan._read_bin
+
+    def watched(files: BinFiles, place: int, staged: Any) -> Any:
+        names.add(current_thread().name)
+        if place >= 80:
+            assert told.wait(10), "nothing was told before nearly all were read"
+        return read_bin(files, place, staged)
+
+    def telling(items: Iterator[bool], total: int, label: str) -> Iterator[bool]:
+        for item in items:
+            told.set()
+            yield item
+
+    monkeypatch.setattr(scan, "_read_bin", watched)
+    monkeypatch.setattr(scan, "track", telling)
+    index, _ = build_index(listing_of(folder), tmp_path / "scan.parquet", num_threads=num_threads)
+    assert (len(index), len(names)) == (99, num_threads)
 
 
 @pytest.mark.abid

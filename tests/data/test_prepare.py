@@ -29,6 +29,7 @@ DATA = {
     "reader": {"_target_": "binventory.data.sources.bucket.BucketSource"},
     **{"file_list": None, "limit": None, "split": "grouped", "split_list": None, "split_seed": 0},
     **{"val_fraction": 0.2, "test_fraction": 0.2, "counts": [1, 2], "on_bad": "skip", "max_bad_fraction": 0.5},
+    "num_workers": None,
 }
 S3 = {
     "anonymous": True,

@@ -91,3 +91,12 @@ def test_autocast_costs_no_precision(drawn: tuple[torch.Tensor, torch.Tensor], f
     with torch.autocast("cpu", dtype=torch.bfloat16):
         metrics.update(*drawn)
         assert metrics.compute()["expected_rmse"] == pytest.approx(figures["expected_rmse"], abs=1e-5)
+
+
+def test_the_loss_is_a_mean_over_photos_not_over_batches(drawn: tuple[torch.Tensor, torch.Tensor]) -> None:
+    metrics = CountingMetrics(COUNTS)
+    for size, loss in ((30, 1.0), (10, 2.0)):
+        metrics.update(drawn[0][:size], drawn[1][:size], torch.tensor(loss))
+    assert metrics.compute()["loss"] == pytest.approx(1.25)
+    metrics.update(drawn[0][:40], drawn[1][:40], torch.tensor(float("nan")))
+    assert metrics.compute()["loss"] is None

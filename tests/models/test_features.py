@@ -224,10 +224,14 @@ def test_a_head_that_cannot_be_run_alone_is_said(
     tmp_path: Path, trainer: pl.Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dropout = timm.create_model("test_resnet", num_classes=5, drop_rate=0.5)
+    zeroed: Any = timm.create_model("test_resnet", num_classes=5, drop_rate=0.5)  # of which nothing can be told
+    torch.nn.init.zeros_(zeroed.fc.weight)
+    torch.nn.init.zeros_(zeroed.fc.bias)
     for network, reason in (
         (make_network(backbone=Doubled()), "model.name=net: it has no forward_features()"),
         (make_network(backbone=Scaled()), "model.name=net: its classifier alone gives other outputs"),
         (make_network(backbone=dropout), "model.name=net: its classifier alone gives other outputs"),
+        (make_network(backbone=zeroed), "model.name=net: its classifier alone gives other outputs"),
         (partly_trained(), "model.name=net: more is trained than its classifier"),
         (with_statistics(), "model.name=net: its classifier keeps statistics"),
     ):

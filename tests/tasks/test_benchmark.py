@@ -73,6 +73,8 @@ def test_it_prints_a_table_and_a_command_that_train_takes(tmp_path: Path, monkey
         (["model=resent18"], "error: model=resent18: no such choice; did you mean resnet18?"),
         (["-m", "data.batch_size=8,16"], "error: -m: one config is measured; give single values"),
         (["trainer=ddp_cpu"], "error: trainer.devices=2: one device is measured"),
+        (["--json", "/proc/sys/speed.json"], "error: --json /proc/sys/speed.json: no file can be written there"),
+        (["--config-dir", "none", "model=resnet18"], "error: --config-dir"),
         (["--max-batch", "1"], "Invalid value for '--max-batch'"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections import deque
 from threading import Event, Thread
@@ -159,10 +158,3 @@ class Sampler:
                 self._samples.append(self._machine.look())
             except (psutil.Error, OSError):  # one look less
                 continue
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

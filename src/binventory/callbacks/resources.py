@@ -16,11 +16,12 @@ import pytorch_lightning as pl
 import torch
 
 from binventory.bottlenecks.judging import load_of
-from binventory.bottlenecks.machine import Sampler, open_gpu, usable_cores
+from binventory.bottlenecks.machine import Sampler, open_gpu
 from binventory.bottlenecks.report import REPORT, judge, make_report, print_findings
 from binventory.bottlenecks.samples import Observations, RankLoad, Sample, Setup
 from binventory.bottlenecks.steps import StepTimer
 from binventory.config.schema import DataConfig
+from binventory.cores import usable_cores
 from binventory.distributed import all_gather_objects
 from binventory.files import write_json
 from binventory.launch.runner import ending_of

@@ -118,7 +118,7 @@ class Augmentation:
         draws = _Draws(self.seed, epoch, position)
         photos = pixels.float()
         if amounts.keys() & {"shift", "scale", "rotation_degrees"}:
-            photos = _moved(photos, self._transforms(draws), photos.new_tensor(self.fill) * 255)
+            photos = _moved(photos, self._transforms(draws), self.fill)
         for name, draw, change in _PHOTOMETRIC:
             if name in amounts:
                 photos = change(photos, draws.factor(draw, amounts[name]).float().view(-1, 1, 1, 1))
@@ -157,8 +157,9 @@ class _Draws:
         return 1 + amount * self.signed(draw)
 
 
-def _moved(photos: Tensor, transforms: Tensor, fill: Tensor) -> Tensor:
-    fill = fill.view(1, -1, 1, 1)
+def _moved(photos: Tensor, transforms: Tensor, colour: Sequence[float]) -> Tensor:
+    # Made there, value by value: a copy of a list would keep the host until the device is idle.
+    fill = torch.stack([photos.new_full((), 255 * value) for value in colour]).view(1, -1, 1, 1)
     grid = functional.affine_grid(transforms, list(photos.shape), align_corners=False)
     return functional.grid_sample(photos - fill, grid, padding_mode="zeros", align_corners=False) + fill
 
@@ -187,7 +188,8 @@ def _blended(photos: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _grey(photos: Tensor) -> Tensor:
-    return (photos * photos.new_tensor(_GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = (weight * photos[:, place : place + 1] for place, weight in enumerate(_GREY))
+    return red + green + blue
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

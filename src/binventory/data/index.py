@@ -47,13 +47,16 @@ OWN_FIELDS = [field for field in INDEX_SCHEMA if field.name not in {*SCANNED, *O
 JUDGED = ("quantity", "photo_problem", "metadata_problem", "flags")  # what `_index_row` reads of a scan
 
 
-def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = None) -> tuple[pa.Table, pa.Table]:
+def build_index(
+    listing: Listing, cache: Path, staged: StagedPhotos | None = None, num_threads: int | None = None
+) -> tuple[pa.Table, pa.Table]:
     """Read all bins of a listing.
 
     Args:
         listing: what the source has.
         cache: Parquet file by which unchanged files are not read again.
         staged: takes the photos that are read, by their rows of the index.
+        num_threads: threads that read; None: one per core.
 
     Returns:
         The index (`INDEX_SCHEMA`, in listing order, `split` all null) and the items (`ITEMS_SCHEMA`).
@@ -62,7 +65,7 @@ def build_index(listing: Listing, cache: Path, staged: StagedPhotos | None = Non
         InputError: two bins have one id.
     """
     _check_unique(listing.bins)
-    scanned = scan_bins(listing.bins, cache, staged)
+    scanned = scan_bins(listing.bins, cache, staged, num_threads)
     listed = listing.split_list or {}
     columns: dict[str, list[pa.Array]] = {field.name: [] for field in OWN_FIELDS}
     for start in range(0, len(listing.bins), BATCH):

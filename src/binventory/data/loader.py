@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from binventory.cores import usable_cores
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import InputError
@@ -246,4 +246,4 @@ def default_num_workers(device_type: str, num_processes: int) -> int:
     On a GPU: a share of the cores this process may use, at most 8. On the CPU none: training takes all cores, and on
     two of them workers beside it made an epoch three times slower.
     """
-    return 0 if device_type == "cpu" else min(8, max(1, len(os.sched_getaffinity(0)) // num_processes))
+    return 0 if device_type == "cpu" else min(8, max(1, usable_cores() // num_processes))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from binventory.cores import usable_cores
 from binventory.data.cache.staging import StagedPhotos
 from binventory.data.columns import BATCH, ROW_GROUP, rows_of
 from binventory.data.decode import Photo, PhotoError, decode_photo, read_photo, reduction
@@ -69,7 +69,9 @@ MEASURED = Preprocessing(224)  # photos whose statistics are those of the index:
 CHUNK = 16  # bins that a thread reads in one go
 
 
-def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None) -> pa.Table:
+def scan_bins(
+    bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None, num_threads: int | None = None
+) -> pa.Table:
     """Read photos and metadata of all bins.
 
     Args:
@@ -77,6 +79,7 @@ def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None
         cache: Parquet file in which the result is kept; what it knows of unchanged files is not read again. A damaged
             one is noticed by the checksum beside it and made anew.
         staged: takes the photos that are read, by their places in `bins`.
+        num_threads: threads that read; None: one per core.
 
     Returns:
         One row a bin (`SCAN_SCHEMA`), in the order of `bins`.
@@ -87,11 +90,9 @@ def scan_bins(bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None
     parts: list[pa.Table] = []
 
     def scanned() -> Iterator[bool]:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="scan") as threads:
+        with ThreadPoolExecutor(num_threads or usable_cores(), thread_name_prefix="scan") as threads:
             for start in range(0, len(bins), BATCH):
-                part, num_read = _scan_some(bins[start : start + BATCH], start, known, staged, threads)
-                parts.append(part)
-                yield from (place < num_read for place in range(len(part)))
+                parts.append((yield from _scan_some(bins[start : start + BATCH], start, known, staged, threads)))
 
     num_read = sum(track(scanned(), len(bins), "reading photos"))
     table = pa.concat_tables(parts) if parts else SCAN_SCHEMA.empty_table()
@@ -163,18 +164,22 @@ class _Known:
 
 def _scan_some(
     bins: Sequence[BinFiles], first: int, known: _Known, staged: StagedPhotos | None, threads: ThreadPoolExecutor
-) -> tuple[pa.Table, int]:
-    """Return rows for some bins, the first of which has the place `first`, and how many of them had to be read."""
+) -> Generator[bool, None, pa.Table]:
+    """Return rows for some bins, the first of which has the place `first`; say of each whether it had to be read."""
     rows = [_stamp_row(files) for files in bins]
     kept, places = known.unchanged(rows)
     stale = np.setdiff1d(np.arange(len(bins)), places).tolist()
+    yield from (False for _ in places)
     if not stale:
-        return kept, 0
+        return kept
     chunks = [stale[start : start + CHUNK] for start in range(0, len(stale), CHUNK)]
-    read = threads.map(lambda chunk: [_read_bin(bins[place], first + place, staged) for place in chunk], chunks)
-    fresh = pa.Table.from_pylist(list(chain.from_iterable(read)), SCAN_SCHEMA)
+    read: list[Row] = []
+    for some in threads.map(lambda chunk: [_read_bin(bins[place], first + place, staged) for place in chunk], chunks):
+        read += some
+        yield from (True for _ in some)
+    fresh = pa.Table.from_pylist(read, SCAN_SCHEMA)
     order = np.argsort(np.concatenate([places, np.array(stale, dtype=np.int64)]))
-    return pa.concat_tables([kept, fresh]).take(order), len(stale)
+    return pa.concat_tables([kept, fresh]).take(order)
 
 
 def channel_statistics(pixels: Tensor) -> dict[str, float]:

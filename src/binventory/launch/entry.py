@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,13 @@ from binventory.config.compose import CONFIG_DIR, compose_checked, quote_value
 from binventory.errors import ConfigError, UserError
 from binventory.launch.frozen import folder_to_resume, freeze
 from binventory.launch.ranks import run_spec
-from binventory.launch.runner import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, report_user_error
+from binventory.launch.runner import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    prefer_system_memory,
+    report_user_error,
+)
 from binventory.tracking.resume import AUTO, overrides_to_resume
 from binventory.tracking.run_folder import register_resolvers
 from binventory.tracking.sweep_record import overrides_to_resume_sweep
@@ -33,8 +38,7 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
     """
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
-    # Arrow's own allocators keep what was freed: with half a million bins some 200 MB, for the whole run.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    prefer_system_memory()
     redact_logs()
     register_resolvers()
     arguments, unknown = get_args_parser().parse_known_args()

@@ -14,6 +14,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from binventory.cores import usable_cores
+
 POLL_S = 0.2
 GRACE_S = 90.0  # longer than a job gives its own ranks
 
@@ -171,7 +173,7 @@ class Pool:
         return Share(self._fair_threads(self.n_jobs or max(1, num_all // max(1, wanted))), taken)
 
     def _fair_threads(self, num_jobs: int) -> int:
-        return self._threads or max(1, len(os.sched_getaffinity(0)) // num_jobs)
+        return self._threads or max(1, usable_cores() // num_jobs)
 
     def _give_back(self, job: Job) -> None:
         if job.share is not None and self._free_gpus is not None:

@@ -64,7 +64,7 @@ class CountingMetrics(nn.Module):
         picked = probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
         self.cross_entropy.update(-picked.clamp_min(torch.finfo(torch.float32).tiny).log())
         if loss is not None:
-            self.loss.update(loss, weight=len(target))
+            self.loss.update(loss.expand(len(target)))  # a weight is not looked at when NaNs count
 
     def compute(self) -> dict[str, Any]:
         """Return the design's `M` as plain numbers: accuracies are fractions, `per_count` has one entry per count.

@@ -79,14 +79,15 @@ class FrozenFeatures:
             return f"model.name={self.model_name}: {problem}"
         checked = np.arange(min(NUM_CHECKED, len(self.photos.pixels)))
         features, outputs = computer.compute(checked, flip=False), computer.outputs(checked)
-        if computer.difference(features, outputs) > SAME_BATCH:
+        if not computer.difference(features, outputs) <= SAME_BATCH:  # a NaN is no agreement
             return f"model.name={self.model_name}: its classifier alone gives other outputs than training would see"
         pack = self._pack(trainer, features.shape[1])
+        pack.mark_used()
         if not pack.is_finished() or pack.find_damage() is not None:
             # On one thread: the network uses all cores by itself.
             build_rows(pack, computer.rows, 1, f"computing features of {self.model_name}, once")
         found = pack.mapped()
-        if computer.difference(torch.from_numpy(np.array(found[checked, 0])), outputs) > OTHER_BATCH:
+        if not computer.difference(torch.from_numpy(np.array(found[checked, 0])), outputs) <= OTHER_BATCH:
             return f"those in {pack.folder} are of another network of this name; remove that folder"
         if trainer.is_global_zero:
             print(f"frozen features: {len(found):,} photos, {pack.folder}", flush=True)

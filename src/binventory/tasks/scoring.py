@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from binventory.cores import usable_cores
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.inputs import InputPhoto
 from binventory.data.preprocess import Preprocessing
@@ -63,7 +63,7 @@ def _decoded(
     preprocessing: Preprocessing, photos: Sequence[InputPhoto], ahead: int, num_workers: int | None
 ) -> Iterator[Tensor | str]:
     """Decode on threads, at most `ahead` photos before they are asked for, in order."""
-    workers = num_workers or len(os.sched_getaffinity(0))
+    workers = num_workers or usable_cores()
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(photos)
         running = deque(pool.submit(_decode, preprocessing, photo) for photo in islice(waiting, ahead))

@@ -180,10 +180,14 @@ class Pack:
         write_json(self.folder / META, {**content, "sha256": _digest(content)})
 
     def mapped(self) -> npt.NDArray[Any]:
-        """Return the rows, `shape`, mapped from the file and read-only; for `binventory cache prune` it is used now."""
+        """Return the rows, `shape`, mapped from the file and read-only."""
+        self.mark_used()
+        return np.asarray(np.memmap(self.path, self.kind.dtype, "r", shape=self.shape))
+
+    def mark_used(self) -> None:
+        """Say that the pack is used now, for `binventory cache prune`."""
         with suppress(OSError):  # a folder that is only read has no use for it
             os.utime(self.folder / META)
-        return np.asarray(np.memmap(self.path, self.kind.dtype, "r", shape=self.shape))
 
     def known_blocks(self) -> dict[int, str]:
         """Return the checksum of each block that was written earlier, of a finished pack or of one under way."""

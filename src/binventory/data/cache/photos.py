@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from binventory.config.schema import DataConfig, PathsConfig
+from binventory.cores import usable_cores
 from binventory.data.cache.build import PhotoFile, build
 from binventory.data.cache.pack import Pack
 from binventory.data.cache.staging import StagedPhotos
@@ -64,8 +64,9 @@ def open_photos(
     hashes = (scalar.as_py() for scalar in table["sha256"])
     pack = Pack.of(Path(paths.cache_dir), preprocessing.pixel_facts(), hashes, len(table))
     bad: dict[int, str] = {}
+    pack.mark_used()  # first: looking for damage may take a while
     if not pack.is_finished() or pack.find_damage() is not None:
-        num_workers = len(os.sched_getaffinity(0)) if data.num_workers is None else max(1, data.num_workers)
+        num_workers = usable_cores() if data.num_workers is None else max(1, data.num_workers)
         is_wanted = staged is not None and staged.preprocessing.pixel_facts() == preprocessing.pixel_facts()
         bad = build(pack, _Files(table), preprocessing, num_workers, staged if is_wanted else None)
     if staged is not None:

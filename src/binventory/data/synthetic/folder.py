@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from binventory.cores import usable_cores
 from binventory.data.progress import track
 from binventory.data.synthetic.bins import Plan, make_bin, metadata_of, plan_bin
 from binventory.data.synthetic.photo import draw_photo
@@ -52,7 +52,7 @@ def _draw(missing: list[int], draw: Callable[[list[int]], list[int]]) -> None:
         for batch in batches:
             draw(batch)
         return
-    workers = min(len(os.sched_getaffinity(0)), len(batches))
+    workers = min(usable_cores(), len(batches))
     # spawn: the caller may hold threads and locks, which a fork would copy; a pool's workers end with their parent
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         drawn = (index for batch in pool.imap_unordered(draw, batches) for index in batch)

@@ -72,9 +72,9 @@ class PackedRows(ABC, Sequence[T]):
             parts.append(pa.table(arrays, schema=self.SCHEMA))
         self.table: pa.Table = pa.concat_tables(parts) if parts else self.SCHEMA.empty_table()
 
-    @abstractmethod
     def _values(self, row: T) -> Sequence[Any]:
-        """Return what stands in the columns of a row: a text or a path as such."""
+        """Return what stands in the columns of a row, its attributes of these names: a text or a path as such."""
+        return [getattr(row, name) for name in self.SCHEMA.names]
 
     @abstractmethod
     def _row(self, *values: Any) -> T:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +102,8 @@ def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, di
     pairs = np.unique(np.stack([bin_of, asin.indices.to_numpy()], axis=1), axis=0)
     names: list[str] = asin.dictionary.to_pylist()
     asins: list[Sequence[str]] = [()] * len(lists)
-    for bin_number, code in pairs.tolist():
-        asins[bin_number] = (*asins[bin_number], names[code])
+    for bin_number, of_bin in groupby(pairs.tolist(), key=itemgetter(0)):
+        asins[bin_number] = [names[code] for _, code in of_bin]
     is_unknown = pc.is_null(lists).to_numpy(zero_copy_only=False)
     facts = {
         "item_count": pa.array(counts, pa.int64(), mask=is_unknown),

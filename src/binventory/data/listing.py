@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,6 @@ class PackedBins(PackedRows[BinFiles]):
             ("needs_metadata", pa.bool_()),
         ]
     )
-
-    def _values(self, row: BinFiles) -> Sequence[Any]:
-        return [getattr(row, name) for name in self.SCHEMA.names]
 
     def _row(self, *values: Any) -> BinFiles:
         bin_id, photo, metadata, group, problem, quantity, needs_metadata = values

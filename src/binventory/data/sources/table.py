@@ -64,9 +64,6 @@ class TableRows(PackedRows[TableRow]):
         }
     )
 
-    def _values(self, row: TableRow) -> Sequence[Any]:
-        return [getattr(row, name) for name in self.SCHEMA.names]
-
     def _row(self, *values: Any) -> TableRow:
         return TableRow(*values)
 

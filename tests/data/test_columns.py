@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from binventory.data.columns import BATCH, Column, Texts
@@ -24,6 +24,7 @@ BINS = [
 ]
 
 
+@settings(deadline=None)  # other processes may have the cores
 @given(st.lists(st.none() | ANY_TEXT, max_size=20))
 def test_texts_come_back(texts: list[str | None]) -> None:
     packed = Texts(texts)
@@ -35,6 +36,7 @@ def test_texts_come_back(texts: list[str | None]) -> None:
     assert packed != Texts([*texts, None])
 
 
+@settings(deadline=None)
 @given(FEW_TEXTS)
 def test_texts_that_stand_twice(texts: list[str | None]) -> None:
     packed = Texts(texts)

@@ -95,7 +95,7 @@ def test_ways_take_turns_and_are_compared_round_by_round() -> None:
         ("time_to_accuracy", "--seeds 1 --target 0.2", ["a_plain", "c_train"]),
         ("starting", "--rounds 1", ["help", "cfg", "first_step", "predict_resnet18", "predict_tiny"]),
         ("frozen", "--photos 60 --epochs 1 --rounds 1", ["a_plain", "c_train", "c_cold", "c_again"]),
-        ("memory", "20 40", ["prepare", "train", "prepare", "train"]),
+        ("memory", "200 400", ["prepare", "train", "prepare", "train"]),
     ],
 )
 def test_a_benchmark_runs(

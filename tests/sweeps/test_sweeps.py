@@ -217,7 +217,7 @@ def test_a_launcher_that_blocks_is_stopped_too(workplace: Path, capsys: pytest.C
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it ended while it was read
         return False
 
 

@@ -217,10 +217,12 @@ def test_transient_failures_are_tried_again(photos: Path, send: Send, proxy: Put
 
 def test_failed_upload_is_taken_up_again(photos: Path, send: Send, proxy: PutProxy, s3_server: str) -> None:
     proxy.faults = {"100030.json": ["403 AccessDenied"] * 9}
+    proxy.delay_s = 0.05  # else the rest may be there before the refusal is
     said = r"^s3://sets/resumed/\w+/metadata/100030\.json: access denied \(HTTP 403\); .*, change target\.anonymous$"
     with pytest.raises(InputError, match=said):
         send("abid", photos, "s3://sets/resumed", target__max_concurrency=2)
     assert not any(key.endswith("complete.json") for key in proxy.puts)
+    proxy.delay_s = 0.0
     arrived = {key for key in proxy.puts if not key.endswith("100030.json")}
     assert 20 < len(arrived) < 2 * len(BINS) - 5, "the first refusal ends it"
     other = min(key for key in arrived if key.endswith(".jpg"))

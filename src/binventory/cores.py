@@ -10,3 +10,8 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux alone has it
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def num_threads(asked: int | None) -> int:
+    """Return how many threads read photos: as many as asked for, at least one; None: one per core."""
+    return usable_cores() if asked is None else max(1, asked)

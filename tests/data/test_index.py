@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, current_thread
+from threading import Barrier, Event, current_thread
 from typing import Any
 
 import numpy as np
@@ -250,9 +250,12 @@ def test_bins_are_read_by_so_many_threads_and_told_as_they_are_read(
     for number in range(7, 100):
         write_bin(tmp_path / "bins", f"{number:05d}", 1, {"A": 1})
     told, names, read_bin = Event(), set(), scan._read_bin
+    at_once = Barrier(num_threads, timeout=10)
 
     def watched(files: BinFiles, place: int, staged: Any) -> Any:
         names.add(current_thread().name)
+        if place % scan.CHUNK == 0 and place < num_threads * scan.CHUNK:
+            at_once.wait()
         if place >= 80:
             assert told.wait(10), "nothing was told before nearly all were read"
         return read_bin(files, place, staged)
@@ -264,7 +267,7 @@ def test_bins_are_read_by_so_many_threads_and_told_as_they_are_read(
 
     monkeypatch.setattr(scan, "_read_bin", watched)
     monkeypatch.setattr(scan, "track", telling)
-    index, _ = build_index(listing_of(folder), tmp_path / "scan.parquet", num_threads=num_threads)
+    index, _ = build_index(listing_of(folder), tmp_path / "scan.parquet", num_workers=num_threads)
     assert (len(index), len(names)) == (99, num_threads)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.resume.runs import BATCHES, Lab
 
 # A learning rate at which features of another photo, or of another flip, show in every figure.
-FROZEN = ["model.finetune=head", "optimizer.lr=0.5"]
+FROZEN = ["model.finetune=head", "optimizer.lr=2.5"]
 TOLERANCE = 1e-5
 UNCACHED = "model.cache_features=false"
 STOP = {"phase": "train", "call": BATCHES + 5, "do": "SIGTERM"}
@@ -66,7 +66,7 @@ def test_cached_equals_computed_every_time(overrides: list[str], num_ranks: int,
     cached = lab.undisturbed(*FROZEN, *overrides, num_ranks=num_ranks)
     check_near(cached, lab.undisturbed(*FROZEN, *overrides, UNCACHED, num_ranks=num_ranks))
     first, last = (float(row["train/loss"]) for row in list(csv.DictReader((cached / "metrics.csv").open()))[::2])
-    assert abs(first - last) > 50 * TOLERANCE, "something is learned"
+    assert abs(first - last) > 0.01, "something is learned"
 
 
 def test_stopped_and_resumed_with_and_without_the_cache(lab: Lab) -> None:

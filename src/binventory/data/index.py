@@ -50,7 +50,7 @@ JUDGED = ("quantity", "photo_problem", "metadata_problem", "flags")  # what `_in
 
 
 def build_index(
-    listing: Listing, cache: Path, staged: StagedPhotos | None = None, num_threads: int | None = None
+    listing: Listing, cache: Path, staged: StagedPhotos | None = None, num_workers: int | None = None
 ) -> tuple[pa.Table, pa.Table]:
     """Read all bins of a listing.
 
@@ -58,7 +58,7 @@ def build_index(
         listing: what the source has.
         cache: Parquet file by which unchanged files are not read again.
         staged: takes the photos that are read, by their rows of the index.
-        num_threads: threads that read; None: one per core.
+        num_workers: threads that read; None: one per core; 0: one.
 
     Returns:
         The index (`INDEX_SCHEMA`, in listing order, `split` all null) and the items (`ITEMS_SCHEMA`).
@@ -67,7 +67,7 @@ def build_index(
         InputError: two bins have one id.
     """
     _check_unique(listing.bins)
-    scanned = scan_bins(listing.bins, cache, staged, num_threads)
+    scanned = scan_bins(listing.bins, cache, staged, num_workers)
     listed = listing.split_list or {}
     columns: dict[str, list[pa.Array]] = {field.name: [] for field in OWN_FIELDS}
     for start in range(0, len(listing.bins), BATCH):

@@ -126,9 +126,8 @@ def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: Stage
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
     release_memory()
     folder = Path(paths.cache_dir) / "index" / _source_key(data)
-    num_threads = None if data.num_workers is None else max(1, data.num_workers)
     with _writing(folder), locked(folder / "lock"):
-        index, items = build_index(listing, folder / "scan.parquet", staged, num_threads)
+        index, items = build_index(listing, folder / "scan.parquet", staged, data.num_workers)
     summary = summarize(index, source=data.source, absent=len(listing.absent), counts=list(data.counts))
     _judge(index, summary, data)
     return IndexedBins(listing, index, items, folder, summary)

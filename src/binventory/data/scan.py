@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from binventory.cores import usable_cores
+from binventory.cores import num_threads
 from binventory.data.cache.staging import StagedPhotos
 from binventory.data.columns import BATCH, ROW_GROUP, rows_of
 from binventory.data.decode import Photo, PhotoError, decode_photo, read_photo, reduction
@@ -70,7 +70,7 @@ CHUNK = 16  # bins that a thread reads in one go
 
 
 def scan_bins(
-    bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None, num_threads: int | None = None
+    bins: Sequence[BinFiles], cache: Path, staged: StagedPhotos | None = None, num_workers: int | None = None
 ) -> pa.Table:
     """Read photos and metadata of all bins.
 
@@ -79,7 +79,7 @@ def scan_bins(
         cache: Parquet file in which the result is kept; what it knows of unchanged files is not read again. A damaged
             one is noticed by the checksum beside it and made anew.
         staged: takes the photos that are read, by their places in `bins`.
-        num_threads: threads that read; None: one per core.
+        num_workers: threads that read; None: one per core; 0: one.
 
     Returns:
         One row a bin (`SCAN_SCHEMA`), in the order of `bins`.
@@ -90,7 +90,7 @@ def scan_bins(
     parts: list[pa.Table] = []
 
     def scanned() -> Iterator[bool]:
-        with ThreadPoolExecutor(num_threads or usable_cores(), thread_name_prefix="scan") as threads:
+        with ThreadPoolExecutor(num_threads(num_workers), thread_name_prefix="scan") as threads:
             for start in range(0, len(bins), BATCH):
                 parts.append((yield from _scan_some(bins[start : start + BATCH], start, known, staged, threads)))
 

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from binventory.cores import usable_cores
+from binventory.cores import num_threads
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.inputs import InputPhoto
 from binventory.data.preprocess import Preprocessing
@@ -63,8 +63,7 @@ def _decoded(
     preprocessing: Preprocessing, photos: Sequence[InputPhoto], ahead: int, num_workers: int | None
 ) -> Iterator[Tensor | str]:
     """Decode on threads, at most `ahead` photos before they are asked for, in order."""
-    workers = num_workers or usable_cores()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(num_threads(num_workers)) as pool:
         waiting = iter(photos)
         running = deque(pool.submit(_decode, preprocessing, photo) for photo in islice(waiting, ahead))
         while running:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from binventory.config.schema import DataConfig, PathsConfig
-from binventory.cores import usable_cores
+from binventory.cores import num_threads
 from binventory.data.cache.build import PhotoFile, build
 from binventory.data.cache.pack import Pack
 from binventory.data.cache.staging import StagedPhotos
@@ -66,9 +66,8 @@ def open_photos(
     bad: dict[int, str] = {}
     pack.mark_used()  # first: looking for damage may take a while
     if not pack.is_finished() or pack.find_damage() is not None:
-        num_workers = usable_cores() if data.num_workers is None else max(1, data.num_workers)
         is_wanted = staged is not None and staged.preprocessing.pixel_facts() == preprocessing.pixel_facts()
-        bad = build(pack, _Files(table), preprocessing, num_workers, staged if is_wanted else None)
+        bad = build(pack, _Files(table), preprocessing, num_threads(data.num_workers), staged if is_wanted else None)
     if staged is not None:
         staged.close()
     return PackedPhotos(pack.folder, pack.mapped(), rows, bad)

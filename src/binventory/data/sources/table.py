@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -116,7 +115,7 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
     if table.num_rows == 0:
         raise InputError(f"{location}: has no rows; add one for each photo")
     columns = {name: Column[Any](table[name]) for name in COLUMNS if name in table.column_names}
-    nothing = Texts[str | None](repeat(None, table.num_rows))
+    nothing = Column[None](pa.chunked_array([pa.nulls(table.num_rows)]))
     paths = Texts[str | None](map(_text, columns["path"]))
     places = Texts[str | None](None if path is None else _resolve(path, location) for path in paths)
     problems = Texts[str | None](map(_text, columns.get("problem", nothing)))

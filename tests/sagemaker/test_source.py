@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import tarfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,33 +221,32 @@ def test_extra_files(project: Path) -> None:
             pack(project, extra={name: b""})
 
 
-def read_often(file: CheckoutFile) -> None:
-    for _ in range(500):
-        read_file(file, 50_000_000)
+def grow_while_read(monkeypatch: pytest.MonkeyPatch, path: Path, times: int) -> None:
+    """Append a byte to `path` after each of the next `times` looks at an open file's size."""
+    look, left = os.fstat, iter(range(times))
+
+    def look_and_grow(descriptor: int) -> os.stat_result:
+        status = look(descriptor)
+        if next(left, None) is not None:
+            with path.open("ab") as file:
+                file.write(b"x")
+        return status
+
+    monkeypatch.setattr(os, "fstat", look_and_grow)
 
 
-def test_file_that_changes_while_it_is_read(project: Path) -> None:
+def test_file_that_changes_while_it_is_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that never rests is told; the archive of one that does holds its last bytes."""
     path = project / "growing.bin"
     path.write_bytes(bytes(2_000_000))
-    stop = threading.Event()
-
-    def write() -> None:
-        while not stop.is_set():
-            with path.open("ab") as file:
-                file.write(b"x")
-            time.sleep(0.0001)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        file = CheckoutFile("growing.bin", path, 2_000_000)
+    file = CheckoutFile("growing.bin", path, 2_000_000)
+    with monkeypatch.context() as during:
+        grow_while_read(during, path, times=1000)
         with pytest.raises(InputError, match=r"growing\.bin: changes while it is read"):
-            read_often(file)
-    finally:
-        stop.set()
-        writer.join()
-    assert read_file(file, 50_000_000)[0] == path.read_bytes()
+            read_file(file, 50_000_000)
+    with monkeypatch.context() as during:
+        grow_while_read(during, path, times=2)
+        assert read_file(file, 50_000_000)[0] == path.read_bytes()
     with pytest.raises(InputError, match="grew over 1,000 bytes"):
         read_file(file, 1000)
 

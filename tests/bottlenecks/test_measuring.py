@@ -57,13 +57,14 @@ def test_a_look_counts_this_process_and_its_children() -> None:
     try:
         while psutil.Process(child.pid).memory_info().rss < 80_000_000:
             time.sleep(0.01)
+        began = time.monotonic()
         machine = Machine(None)
         time.sleep(0.4)
         look = machine.look()
         assert 5 < look.process_cpu_percent < 250, "the child's share; this process slept"
         assert look.memory_bytes > psutil.Process().memory_info().rss + 70_000_000
         assert 0 < look.cpu_percent <= 100
-        assert look.time_s == pytest.approx(0.4, abs=0.3)
+        assert 0.4 <= look.time_s <= time.monotonic() - began
         assert (look.gpu_percent, look.gpu_memory_percent) == (None, None)
     finally:
         child.kill()
@@ -88,10 +89,12 @@ def test_a_child_that_comes_later_is_found() -> None:
 
 
 def test_the_sampler_looks_until_it_is_stopped() -> None:
+    began = time.monotonic()
     sampler = Sampler(0.02, None)
-    time.sleep(0.3)
+    while len(sampler._samples) < 3:
+        time.sleep(0.02)
     samples = sampler.stop()
-    assert 3 <= len(samples) <= 15
+    assert 3 <= len(samples) <= (time.monotonic() - began) / 0.02
     times = [sample.time_s for sample in samples]
     assert times == sorted(times)
     assert "binventory-sampler" not in {thread.name for thread in threading.enumerate()}

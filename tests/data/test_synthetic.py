@@ -97,7 +97,7 @@ def test_a_killed_run_is_gone_on_with_and_leaves_no_process(tmp_path: Path) -> N
     (tmp_path / "draw.py").write_text(script)
     process = subprocess.Popen([sys.executable, tmp_path / "draw.py"], start_new_session=True)
     photos, metadata = folder / "bin-images", folder / "metadata"
-    wait_for(lambda: photos.is_dir() and len(list(photos.glob("*.jpg"))) >= 20)
+    wait_for(lambda: photos.is_dir() and len(list(photos.glob("*.jpg"))) >= 40)
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not group_lives(process.pid))

@@ -48,6 +48,8 @@ def test_download_survives_sigkill_and_goes_on_where_it_was(
         "s3.max_concurrency=4",
     ]
     command = [BINVENTORY, "prepare", *overrides]
+    held = sorted((abid / "native" / "bin-images").iterdir())[NUM_BINS - 1].name
+    s3_faults.faults[f"/native-bins/bin-images/{held}"] = ["hang"]  # so that it is not over before it is killed
     killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(photos_of(tmp_path)) < 30:
@@ -56,6 +58,7 @@ def test_download_survives_sigkill_and_goes_on_where_it_was(
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    s3_faults.release.set()
     whole = photos_of(tmp_path)
     assert 30 <= len(whole) < NUM_BINS, "the test is only one if the download was in the middle"
     before = {path: path.stat().st_mtime_ns for path in whole}

@@ -51,7 +51,7 @@ def overlaps(told: list[dict]) -> list[tuple[int, int]]:
 
 def test_jobs_that_run_together_share_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5,7")
-    told = run(Pool(None, None, []), tmp_path, [2, 1, 1, 4, 2])
+    told = run(Pool(None, None, []), tmp_path, [2, 1, 1, 4, 2], seconds=1)
     assert [len(one["gpus"]) for one in told] == [2, 1, 1, 4, 2]
     assert {gpu for one in told for gpu in one["gpus"]} == {"0", "2", "5", "7"}
     together = overlaps(told)

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from binventory.cli import app
-from tests.running import Run, latest
+from tests.running import TINY, Run, latest
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -50,6 +50,18 @@ def test_predictions_equal_those_of_the_training_run(trained: Path, photos: Path
     for broken in ("cut", "empty", "text"):
         assert f"{broken}.jpg" in rows[broken]["error"]
         assert rows[broken]["predicted"] == rows[broken]["p_1"] == ""
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_they_do_so_in_each_precision_of_training(precision: str, run: Run, tmp_path: Path) -> None:
+    trained = run("train", *TINY, "trainer.max_epochs=1", f"trainer.precision={precision}")
+    rows = {row["id"]: row for row in read_csv(trained / "predictions.csv")}
+    photo_dir = Path(trained.parents[2] / next(iter(rows.values()))["path"]).parent
+    done = run("predict", f"run={trained}", f"input={photo_dir}", "batch_size=7")
+    found = {row["id"]: row for row in read_csv(done / "predictions.csv")}
+    for bin_id, row in rows.items():
+        for count in range(1, 6):
+            assert float(found[bin_id][f"p_{count}"]) == pytest.approx(float(row[f"p_{count}"]), abs=1e-5)
 
 
 def test_parquet_and_contact_sheet(trained: Path, photos: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:

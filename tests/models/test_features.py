@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -27,6 +29,7 @@ from binventory.models.features import FrozenFeatures
 from binventory.models.network import BinNetwork
 from binventory.models.timm_alone import timm
 from binventory.tasks.features import make_features
+from binventory.tasks.precision import TrainingInBFloat16
 
 NUM_PHOTOS, SIDE = 70, 32  # two blocks
 FLIPPED = np.array([0, 2, 3, 69])
@@ -47,10 +50,11 @@ def trainer() -> pl.Trainer:
     return make_trainer("32-true")
 
 
-def make_trainer(precision: Any) -> pl.Trainer:
+def make_trainer(precision: Any, *plugins: Precision) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+        accelerator="cpu", precision=precision, plugins=list(plugins), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,21 @@ def _count_from_zero() -> Iterator[None]:
     Counting.num_photos = 0
     yield
     Counting.num_photos = 0
+
+
+def test_training_photos_are_computed_as_in_training_and_others_as_in_validation(tmp_path: Path) -> None:
+    """Where the two differ in precision, as in training in bfloat16 on a CPU."""
+    rows = {"train": np.arange(0, NUM_PHOTOS, 2), "val": np.arange(1, NUM_PHOTOS, 2)}
+    photos = replace(make_photos(tmp_path), rows=rows)
+    full, half = (
+        features_in(tmp_path / name, photos=photos)(trainer)
+        for name, trainer in (("full", make_trainer("32-true")), ("half", make_trainer(None, TrainingInBFloat16())))
+    )
+    assert full is not None
+    assert half is not None
+    is_far = np.abs(full - half)[:, 0].max(axis=1) > 1e-4
+    assert is_far.tolist() == [True, False] * (NUM_PHOTOS // 2)
+    np.testing.assert_allclose(half, full, atol=0.1)
 
 
 def make_network(name: str = "test_resnet", seed: int = 0, backbone: nn.Module | None = None) -> BinNetwork:

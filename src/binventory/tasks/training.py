@@ -21,11 +21,12 @@ from binventory.callbacks.trace import Trace
 from binventory.callbacks.train_figures import TrainFigures
 from binventory.callbacks.wandb_summary import WandbSummary
 from binventory.config.capture import to_plain
-from binventory.config.schema import TrainConfig, TrainerConfig
+from binventory.config.schema import TrainConfig
 from binventory.data.datamodule import BinDataModule
 from binventory.errors import ConfigError
 from binventory.metrics.direction import direction
 from binventory.models.module import CHECKPOINT_KEY
+from binventory.tasks.precision import precision_options
 from binventory.tracking.loggers import make_loggers
 from binventory.tracking.resume import maths_of
 
@@ -93,8 +94,9 @@ def make_trainer(
     num_batches = {
         split: math.ceil(len(data.bins(split).ids) / config.data.batch_size) for split in ("train", "val", "test")
     }
+    options = step_options(config)
     return pl.Trainer(
-        **step_options(asked),
+        **options | {"plugins": [checkpoints.io, *options["plugins"]]},
         max_epochs=asked.max_epochs,
         devices=asked.devices,
         num_nodes=asked.num_nodes,
@@ -108,7 +110,6 @@ def make_trainer(
         default_root_dir=run_dir,
         logger=make_loggers(config, run_dir, resumed_step),
         callbacks=callbacks,
-        plugins=[checkpoints.io],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our own sampler shares out global batches
         enable_progress_bar=False,  # our own callback says where the run is
@@ -116,27 +117,20 @@ def make_trainer(
     )
 
 
-def step_options(asked: TrainerConfig) -> dict[str, Any]:
+def step_options(config: TrainConfig) -> dict[str, Any]:
     """Return what decides how fast a step is, as keywords of Lightning's Trainer; prepare torch for it."""
     # Where algorithms are deterministic torch would write NaN over all new memory: a pass over every activation, 4 % of
     # a ResNet-18's step on a CPU, for operations that read what nobody wrote. There are none here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    asked = config.trainer
     return {
+        **precision_options(config),
         "accelerator": asked.accelerator,
-        "precision": choose_precision(asked.precision, asked.accelerator),
         "accumulate_grad_batches": asked.accumulate_grad_batches,
         "gradient_clip_val": asked.gradient_clip_val,
         "deterministic": asked.deterministic,
         "benchmark": not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
     }
-
-
-def choose_precision(precision: str, accelerator: str) -> str:
-    """Return the precision that `auto` stands for on this machine: bf16-mixed on a GPU that has it, else 32-true."""
-    if precision != "auto":
-        return precision
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def limit_batches(limit: float | None, num_batches: int) -> int | None:

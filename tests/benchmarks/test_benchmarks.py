@@ -90,7 +90,7 @@ def test_ways_take_turns_and_are_compared_round_by_round() -> None:
         (
             "training",
             "--random --model tiny --size 32 --photos 100 --batch 32 --epochs 1 --rounds 1",
-            ["a_plain", "b_lightning", "c_train", "c_bf16", "c_cold", "d_free"],
+            ["a_plain", "b_lightning", "c_train", "c_float32", "c_cold", "d_free"],
         ),
         ("time_to_accuracy", "--seeds 1 --target 0.2", ["a_plain", "c_train"]),
         ("starting", "--rounds 1", ["help", "cfg", "first_step", "predict_resnet18", "predict_tiny"]),

@@ -68,12 +68,35 @@ def stopped(train: Train, tmp_path: Path) -> Path:
     return folder
 
 
+def cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch, *, it_has: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": it_has}, raising=False)
+
+
+def test_on_a_machine_of_another_precision_it_says_so(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_epoch(2, patch)
+        cpu_has_bfloat16(patch, it_has=True)
+        code, _ = train(*OWN)
+    assert code == 143
+    cpu_has_bfloat16(monkeypatch, it_has=False)
+    code, said = train(*OWN, "resume=auto")
+    assert code == 0
+    assert "warning: this run was trained in bf16-mixed, and goes on in 32-true" in said
+    (folder,) = runs(tmp_path)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    attempts = [*provenance["earlier_attempts"], provenance]
+    assert [attempt["device"]["precision"] for attempt in attempts] == ["bf16-mixed", "32-true"]
+
+
 def test_the_same_command_with_auto_is_enough(train: Train, stopped: Path, tmp_path: Path) -> None:
     code, said = train(*OWN, "resume=auto")
     assert code == 0
     assert f"resume=auto: going on with {stopped}" in said
     assert "epoch 2/2 step 4/6" in said
     assert "epoch 1/" not in said, "what was done is not done again"
+    assert "warning" not in said
     assert runs(tmp_path) == [stopped]
     assert json.loads((stopped / "status.json").read_text())["state"] == "done"
     provenance = json.loads((stopped / "provenance.json").read_text())

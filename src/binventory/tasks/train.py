@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,6 +176,7 @@ def _add_data_facts(trainer: pl.Trainer, run_dir: Path, prepared: PreparedBins) 
     if not trainer.is_global_zero or not path.exists():
         return
     facts = json.loads(path.read_text())
+    _warn_of_another_precision(facts.get("earlier_attempts", []), trainer.precision)
     facts["data"] = {"fingerprint": prepared.fingerprint, "index": str(prepared.index_path)}
     facts["device"] = {
         "accelerator": type(trainer.accelerator).__name__,
@@ -184,6 +186,13 @@ def _add_data_facts(trainer: pl.Trainer, run_dir: Path, prepared: PreparedBins) 
     }
     write_json(path, facts)
     log_provenance(trainer.loggers, run_dir)
+
+
+def _warn_of_another_precision(earlier_attempts: list[dict[str, Any]], precision: str) -> None:
+    """Say so if `trainer.precision=auto` stands for something else on this machine than on the last one."""
+    before = [attempt["device"]["precision"] for attempt in earlier_attempts if "device" in attempt]
+    if before and before[-1] != precision:
+        print(f"warning: this run was trained in {before[-1]}, and goes on in {precision}", file=sys.stderr, flush=True)
 
 
 def _load_chosen(module: BinCounter, run_dir: Path, name: str) -> dict[str, Any]:

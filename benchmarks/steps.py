@@ -199,7 +199,7 @@ def trained_or_validated(folder: Path, *, is_training: bool) -> float:
     clock = Clock()
     checkpoints = make_checkpoints(config, folder, prepared.fingerprint, None)
     callbacks = make_callbacks(config, ProgressReport(50), folder, checkpoints)
-    trainer = make_trainer(config, folder, [*callbacks, clock], checkpoints, data, None)
+    trainer = make_trainer(config, module.network, folder, [*callbacks, clock], checkpoints, data, None)
     if is_training:
         trainer.fit(module, datamodule=data)
     else:

@@ -60,6 +60,7 @@ MISTAKES = [
     ("trainer.num_nodes=2 trainer.strategy=ddp", ["trainer.num_nodes=2", "this machine"]),
     ("trainer.sync_batchnorm=true", ["trainer.sync_batchnorm", "GPU"]),
     ("trainer.precision=16-mixed", ["trainer.precision=16-mixed", "GPU"]),
+    ("trainer.accelerator=auto trainer.precision=16-mixed", ["trainer.precision=16-mixed", "needs a GPU"]),
     ("data.counts=[3]", ["data.counts=[3]", "at least two"]),
     ("data.counts=[2,1]", ["data.counts=[2, 1]", "ascending"]),
     ("data.counts=[1,1]", ["data.counts=[1, 1]", "different"]),

@@ -6,7 +6,6 @@ import importlib
 import os
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins import Precision
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -29,7 +27,6 @@ from binventory.models.features import FrozenFeatures
 from binventory.models.network import BinNetwork
 from binventory.models.timm_alone import timm
 from binventory.tasks.features import make_features
-from binventory.tasks.precision import TrainingInBFloat16
 
 NUM_PHOTOS, SIDE = 70, 32  # two blocks
 FLIPPED = np.array([0, 2, 3, 69])
@@ -50,11 +47,10 @@ def trainer() -> pl.Trainer:
     return make_trainer("32-true")
 
 
-def make_trainer(precision: Any, *plugins: Precision) -> pl.Trainer:
+def make_trainer(precision: Any) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="cpu", precision=precision, plugins=list(plugins), logger=False, enable_checkpointing=False,
-        enable_progress_bar=False,
-    )  # fmt: skip
+        accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -62,21 +58,6 @@ def _count_from_zero() -> Iterator[None]:
     Counting.num_photos = 0
     yield
     Counting.num_photos = 0
-
-
-def test_training_photos_are_computed_as_in_training_and_others_as_in_validation(tmp_path: Path) -> None:
-    """Where the two differ in precision, as in training in bfloat16 on a CPU."""
-    rows = {"train": np.arange(0, NUM_PHOTOS, 2), "val": np.arange(1, NUM_PHOTOS, 2)}
-    photos = replace(make_photos(tmp_path), rows=rows)
-    full, half = (
-        features_in(tmp_path / name, photos=photos)(trainer)
-        for name, trainer in (("full", make_trainer("32-true")), ("half", make_trainer(None, TrainingInBFloat16())))
-    )
-    assert full is not None
-    assert half is not None
-    is_far = np.abs(full - half)[:, 0].max(axis=1) > 1e-4
-    assert is_far.tolist() == [True, False] * (NUM_PHOTOS // 2)
-    np.testing.assert_allclose(half, full, atol=0.1)
 
 
 def make_network(name: str = "test_resnet", seed: int = 0, backbone: nn.Module | None = None) -> BinNetwork:
@@ -315,6 +296,10 @@ def test_which_runs_want_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         said = f"this run looks at {num_seen} photos, and features of 120 would have to be computed first"
         assert capsys.readouterr().err == f"frozen features are not cached: {said}\n"
     assert made(*head, "trainer.overfit_batches=2") is not None
+    assert made(*head, "trainer.precision=32-true") is not None
+    assert made(*head, "trainer.precision=bf16-mixed") is None
+    said = "trainer.precision=bf16-mixed: a CPU trains in bfloat16, validates in float32; take 32-true for features"
+    assert capsys.readouterr().err == f"frozen features are not cached: {said}\n"
     assert made(*head, "data.rotation_degrees=5", "data.brightness=0.2") is None
     said = "data.rotation_degrees=5.0, data.brightness=0.2: a photo has no end of augmented forms"
     assert capsys.readouterr().err == f"frozen features are not cached: {said}\n"

@@ -10,12 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from binventory.config.compose import compose_checked
+from binventory.models.backbones import make_backbone
 from binventory.tasks.precision import choose_precision, precision_options
 
 
 @pytest.mark.parametrize(
     ("capabilities", "overrides", "precision"),
     [
+        ({"avx512_bf16": True}, ["model.name=mobilenetv3_small_100", "data.image_size=64"], "32-true"),
+        ({"avx512_bf16": True}, ["model.name=resnext50_32x4d"], "bf16-mixed"),
         ({"avx512_bf16": True}, [], "bf16-mixed"),
         ({"avx512_bf16": False, "amx_bf16": True}, ["model.finetune=last_stage"], "bf16-mixed"),
         ({"avx512_bf16": False, "amx_bf16": False}, [], "32-true"),
@@ -30,12 +33,12 @@ def test_what_auto_stands_for_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     config = compose_checked("train", ["trainer=cpu", *overrides])[0]
-    assert choose_precision(config) == precision
+    assert choose_precision(config, make_backbone(config.model.name, "none", 5)) == precision
 
 
 def test_a_torch_that_does_not_say_what_the_cpu_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert choose_precision(compose_checked("train", ["trainer=cpu"])[0]) == "32-true"
+    assert choose_precision(compose_checked("train", ["trainer=cpu"])[0], TypesSeen()) == "32-true"
 
 
 class TypesSeen(pl.LightningModule):
@@ -69,11 +72,12 @@ class TypesSeen(pl.LightningModule):
 
 def test_on_a_cpu_only_training_is_in_bfloat16(tmp_path: Path) -> None:
     config = compose_checked("train", ["trainer=cpu", "trainer.precision=bf16-mixed"])[0]
+    module = TypesSeen()
     trainer = pl.Trainer(
-        **precision_options(config), accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        **precision_options(config, module), accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    module, batches = TypesSeen(), DataLoader(torch.ones(4, 3), batch_size=4)  # type: ignore[arg-type]
+    batches = DataLoader(torch.ones(4, 3), batch_size=4)  # type: ignore[arg-type]
     trainer.fit(module, batches, batches)
     trainer.test(module, batches, verbose=False)
     trainer.predict(module, batches, return_predictions=False)

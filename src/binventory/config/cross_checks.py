@@ -21,6 +21,7 @@ LOCAL_READERS = tuple(
     for name in ("bucket.BucketSource", "imagefolder.ImageFolderSource", "table.TableSource")
 )
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+FLOAT16_NEEDS_GPU = "trainer.precision=16-mixed: float16 training needs a GPU; take 32-true or bf16-mixed"
 OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
 
 
@@ -112,18 +113,22 @@ def _strategy(config: Any) -> None:
     if trainer.sync_batchnorm and trainer.accelerator == "cpu":
         raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; set it to false on the CPU")
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
-        raise ConfigError("trainer.precision=16-mixed: float16 training needs a GPU; take 32-true or bf16-mixed")
+        raise ConfigError(FLOAT16_NEEDS_GPU)
 
 
 def _gpu(config: Any) -> None:
     accelerator = config.trainer.accelerator if "trainer" in config else config.get("accelerator", "cpu")
-    if accelerator != "gpu":
+    needs_gpu = accelerator == "gpu"
+    wants_float16 = "trainer" in config and config.trainer.precision == "16-mixed"
+    if not needs_gpu and not wants_float16:
         return
     wanted = config.trainer.devices if "trainer" in config else 1
     import torch  # only here: a config without a GPU is checked in a second
 
     found = torch.cuda.device_count()
-    if found < wanted:
+    if wants_float16 and not needs_gpu and not found:  # Lightning would take bfloat16 without a word
+        raise ConfigError(FLOAT16_NEEDS_GPU)
+    if needs_gpu and found < wanted:
         key = "trainer.devices" if found else "trainer.accelerator"
         hint = f"set trainer.devices={found}" if found else "take trainer=cpu"
         raise ConfigError(f"{key}={wanted if found else 'gpu'}: this machine has {found or 'no'} GPU; {hint}")

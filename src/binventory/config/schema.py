@@ -194,7 +194,7 @@ class TrainerConfig:
     num_nodes: int = key("machines", ge=1)
     strategy: str = key("how devices work together", choices=("auto", "ddp"))
     precision: str = key(
-        "auto: bf16-mixed where the device computes in it, else 32-true",
+        "auto: bf16-mixed where the device is faster in it, else 32-true",
         choices=("auto", "32-true", "16-mixed", "bf16-mixed"),
     )
     accumulate_grad_batches: int = key("batches per optimizer step", ge=1)

@@ -60,8 +60,7 @@ class FrozenFeatures:
         """Return (num_photos, num_views, num_features) float32, or None where the head cannot be run alone.
 
         View 0 is the photo, view 1, where any is wanted, its flip; flips that are not wanted are zeros. Computed in
-        eval mode on the trainer's device and under its precision, that of training or of validation as the photo is
-        for, by one process while others wait.
+        eval mode on the trainer's device and under its precision, by one process while others wait.
 
         Raises:
             ConfigError: the folder cannot be written to, or has no room.
@@ -78,7 +77,7 @@ class FrozenFeatures:
         computer = _Computer(self, trainer)
         if (problem := computer.problem()) is not None:
             return f"model.name={self.model_name}: {problem}"
-        checked = np.sort(self.photos.rows["train"])[:NUM_CHECKED]
+        checked = np.arange(min(NUM_CHECKED, len(self.photos.pixels)))
         features, outputs = computer.compute(checked, flip=False), computer.outputs(checked)
         if not computer.difference(features, outputs) <= SAME_BATCH:  # a NaN is no agreement
             return f"model.name={self.model_name}: its classifier alone gives other outputs than training would see"
@@ -114,8 +113,7 @@ class _Computer:
     def __init__(self, of: FrozenFeatures, trainer: pl.Trainer) -> None:
         self.network = of.network
         self.photos = of.photos
-        numbers = np.arange(len(of.photos.pixels))
-        self.is_flipped, self.is_trained = np.isin(numbers, of.flipped), np.isin(numbers, of.photos.rows["train"])
+        self.is_flipped = np.isin(np.arange(len(of.photos.pixels)), of.flipped)
         self.device = trainer.strategy.root_device
         self.precision = trainer.precision_plugin
 
@@ -146,21 +144,11 @@ class _Computer:
 
     def compute(self, rows: npt.NDArray[np.int64], *, flip: bool) -> Tensor:
         """Return features (len(rows), num_features) float32 on the CPU."""
-        trained_first = np.argsort(~self.is_trained[rows], kind="stable")
-        num_trained = int(self.is_trained[rows].sum())
-        sorted_rows = rows[trained_first]
         # These contexts are a thread's own, so each call enters them.
-        with torch.inference_mode(), _in_eval(self.network):
-            with self.precision.forward_context():
-                found = self._features(sorted_rows[:num_trained], flip=flip)
-            with self.precision.val_step_context():
-                found += self._features(sorted_rows[num_trained:], flip=flip)
-        return torch.cat(found)[np.argsort(trained_first)]
-
-    def _features(self, rows: npt.NDArray[np.int64], *, flip: bool) -> list[Tensor]:
-        step = CPU_BATCH_SIZE if self.device.type == "cpu" else max(1, len(rows))
-        parts = [self._pixels(rows[first : first + step], flip=flip) for first in range(0, len(rows), step)]
-        return [self.network.features(pixels).float().cpu() for pixels in parts]
+        with torch.inference_mode(), self.precision.forward_context(), _in_eval(self.network):
+            step = CPU_BATCH_SIZE if self.device.type == "cpu" else len(rows)
+            parts = [self._pixels(rows[first : first + step], flip=flip) for first in range(0, len(rows), step)]
+            return torch.cat([self.network.features(pixels).float().cpu() for pixels in parts])
 
     def outputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Return outputs (len(rows), num_outputs) as in a training step, on the device."""

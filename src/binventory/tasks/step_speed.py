@@ -128,7 +128,7 @@ def _train(config: TrainConfig, seconds: float) -> float:
     module = make_module(config, backbone, preprocessing, is_resumed=True)
     stopwatch = _Stopwatch(seconds)
     trainer = pl.Trainer(
-        **step_options(config),
+        **step_options(config, module.network),
         max_epochs=10**6,
         devices=1,
         callbacks=[stopwatch],

@@ -77,7 +77,7 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     progress = ProgressReport(config.callbacks.progress.every_n_steps)
     checkpoints = make_checkpoints(config, run_dir, prepared.fingerprint, checkpoint)
     callbacks = make_callbacks(config, progress, run_dir, checkpoints)
-    trainer = make_trainer(config, run_dir, callbacks, checkpoints, data, checkpoint)
+    trainer = make_trainer(config, module.network, run_dir, callbacks, checkpoints, data, checkpoint)
     with ending_together(trainer):
         _add_data_facts(trainer, run_dir, prepared)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from torch import nn
 
 from binventory.callbacks.checkpoint_file import read_checkpoint
 from binventory.callbacks.checkpoints import Checkpoints
@@ -82,6 +83,7 @@ def _has_changed(resumed: Path, facts: dict[str, Any], *, allowed: bool) -> bool
 
 def make_trainer(
     config: TrainConfig,
+    network: nn.Module,
     run_dir: Path,
     callbacks: list[Callback],
     checkpoints: Checkpoints,
@@ -94,7 +96,7 @@ def make_trainer(
     num_batches = {
         split: math.ceil(len(data.bins(split).ids) / config.data.batch_size) for split in ("train", "val", "test")
     }
-    options = step_options(config)
+    options = step_options(config, network)
     return pl.Trainer(
         **options | {"plugins": [checkpoints.io, *options["plugins"]]},
         max_epochs=asked.max_epochs,
@@ -117,14 +119,14 @@ def make_trainer(
     )
 
 
-def step_options(config: TrainConfig) -> dict[str, Any]:
+def step_options(config: TrainConfig, network: nn.Module) -> dict[str, Any]:
     """Return what decides how fast a step is, as keywords of Lightning's Trainer; prepare torch for it."""
     # Where algorithms are deterministic torch would write NaN over all new memory: a pass over every activation, 4 % of
     # a ResNet-18's step on a CPU, for operations that read what nobody wrote. There are none here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     asked = config.trainer
     return {
-        **precision_options(config),
+        **precision_options(config, network),
         "accelerator": asked.accelerator,
         "accumulate_grad_batches": asked.accumulate_grad_batches,
         "gradient_clip_val": asked.gradient_clip_val,

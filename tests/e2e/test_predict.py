@@ -53,7 +53,7 @@ def test_predictions_equal_those_of_the_training_run(trained: Path, photos: Path
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_they_do_so_in_each_precision_of_training(precision: str, run: Run, tmp_path: Path) -> None:
+def test_they_do_so_in_each_precision_of_training(precision: str, run: Run) -> None:
     trained = run("train", *TINY, "trainer.max_epochs=1", f"trainer.precision={precision}")
     rows = {row["id"]: row for row in read_csv(trained / "predictions.csv")}
     photo_dir = Path(trained.parents[2] / next(iter(rows.values()))["path"]).parent

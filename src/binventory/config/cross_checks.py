@@ -39,6 +39,7 @@ def cross_check(config: DictConfig, *, runs_here: bool = True) -> None:
         check(config)
     if runs_here:
         _gpu(config)
+        _float16(config)
 
 
 def _counts(config: Any) -> None:
@@ -118,20 +119,25 @@ def _strategy(config: Any) -> None:
 
 def _gpu(config: Any) -> None:
     accelerator = config.trainer.accelerator if "trainer" in config else config.get("accelerator", "cpu")
-    needs_gpu = accelerator == "gpu"
-    wants_float16 = "trainer" in config and config.trainer.precision == "16-mixed"
-    if not needs_gpu and not wants_float16:
+    if accelerator != "gpu":
         return
     wanted = config.trainer.devices if "trainer" in config else 1
     import torch  # only here: a config without a GPU is checked in a second
 
     found = torch.cuda.device_count()
-    if wants_float16 and not needs_gpu and not found:  # Lightning would take bfloat16 without a word
-        raise ConfigError(FLOAT16_NEEDS_GPU)
-    if needs_gpu and found < wanted:
+    if found < wanted:
         key = "trainer.devices" if found else "trainer.accelerator"
         hint = f"set trainer.devices={found}" if found else "take trainer=cpu"
         raise ConfigError(f"{key}={wanted if found else 'gpu'}: this machine has {found or 'no'} GPU; {hint}")
+
+
+def _float16(config: Any) -> None:
+    if "trainer" not in config or config.trainer.precision != "16-mixed":
+        return
+    import torch  # only here, as above
+
+    if not torch.cuda.is_available():  # with accelerator=auto, where Lightning would take bfloat16 without a word
+        raise ConfigError(FLOAT16_NEEDS_GPU)
 
 
 def _objective_metric(config: Any) -> None:

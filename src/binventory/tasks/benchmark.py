@@ -16,7 +16,8 @@ from rich.table import Table
 
 from binventory.config.schema import TrainConfig
 from binventory.errors import ConfigError
-from binventory.tasks.step_speed import NoMemoryError, Settings, StepSpeed, measure, runs_on_gpu
+from binventory.tasks.precision import gpu_has_bfloat16, runs_on_gpu
+from binventory.tasks.step_speed import NoMemoryError, Settings, StepSpeed, measure
 from binventory.tasks.train import quiet_lightning
 from binventory.tracking.provenance import provenance
 
@@ -227,7 +228,7 @@ def _eager_settings(config: TrainConfig) -> list[Settings]:
     precisions = [config.trainer.precision]
     if precisions == ["auto"]:
         on_gpu = runs_on_gpu(config)
-        has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = not on_gpu or gpu_has_bfloat16()
         precisions = ["32-true", *(["16-mixed"] if on_gpu else []), *(["bf16-mixed"] if has_bf16 else [])]
     return [Settings(0, precision, layout, False) for precision, layout in itertools.product(precisions, (True, False))]
 

@@ -15,7 +15,7 @@ from binventory.data.cache.photos import PackedPhotos
 from binventory.data.preprocess import Preprocessing
 from binventory.models.features import FrozenFeatures
 from binventory.models.network import BinNetwork
-from binventory.tasks.precision import trains_on_cpu
+from binventory.tasks.precision import runs_on_gpu
 from binventory.tasks.training import limit_batches
 
 
@@ -42,7 +42,7 @@ def _why_not(config: TrainConfig, photos: PackedPhotos, *, num_rows: int) -> str
     if amounts := continuous_augmentations(config.data):
         said = ", ".join(f"data.{name}={amount}" for name, amount in amounts.items())
         return f"{said}: a photo has no end of augmented forms"
-    if config.trainer.precision == "bf16-mixed" and trains_on_cpu(config):
+    if config.trainer.precision == "bf16-mixed" and not runs_on_gpu(config):
         return "trainer.precision=bf16-mixed: a CPU trains in bfloat16, validates in float32; take 32-true for features"
     # By the config alone, not by what is cached already: a resumed run must decide alike.
     if (num_seen := _num_seen(config, photos)) < num_rows:

@@ -36,7 +36,7 @@ class TrainingInBFloat16(MixedPrecision):
 def precision_options(config: TrainConfig, network: nn.Module) -> dict[str, Any]:
     """Return what says the precision of a run, as keywords of Lightning's Trainer: `precision` or `plugins`."""
     precision = choose_precision(config, network)
-    if precision == "bf16-mixed" and trains_on_cpu(config):
+    if precision == "bf16-mixed" and not runs_on_gpu(config):
         return {"precision": None, "plugins": [TrainingInBFloat16()]}
     return {"precision": precision, "plugins": []}
 
@@ -53,16 +53,21 @@ def choose_precision(config: TrainConfig, network: nn.Module) -> str:
     """
     if config.trainer.precision != "auto":
         return config.trainer.precision
-    if not trains_on_cpu(config):
-        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if runs_on_gpu(config):
+        has_bfloat16 = gpu_has_bfloat16()
     else:
         has_bfloat16 = config.model.finetune != "head" and _cpu_has_bfloat16() and not _is_depthwise(network)
     return "bf16-mixed" if has_bfloat16 else "32-true"
 
 
-def trains_on_cpu(config: TrainConfig) -> bool:
-    """Return whether a config's training is on the CPU of this machine."""
-    return config.trainer.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+def runs_on_gpu(config: TrainConfig) -> bool:
+    """Return whether a config's training is on an NVIDIA GPU of this machine."""
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def gpu_has_bfloat16() -> bool:
+    """Return whether this machine's GPU computes in bfloat16."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _is_depthwise(network: nn.Module) -> bool:

@@ -29,6 +29,7 @@ from binventory.data.preprocess import Preprocessing
 from binventory.launch.runner import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from binventory.models.backbones import make_backbone
 from binventory.objectives import num_outputs
+from binventory.tasks.precision import runs_on_gpu
 from binventory.tasks.train import make_module
 from binventory.tasks.training import step_options
 
@@ -74,11 +75,6 @@ class StepSpeed:
 
 class NoMemoryError(Exception):
     """A step does not fit into the memory that it may take."""
-
-
-def runs_on_gpu(config: TrainConfig) -> bool:
-    """Return whether a config's training is on an NVIDIA GPU of this machine."""
-    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def measure(config: TrainConfig, settings: Settings, seconds: float) -> StepSpeed:

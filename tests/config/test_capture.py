@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from binventory.config.capture import REDACTED, leaves, load_config, redact, redact_logs, redact_text, save_config
+from binventory.config.capture import (
+    REDACTED,
+    leaves,
+    load_config,
+    redact,
+    redact_logs,
+    redact_text,
+    save_config,
+    to_plain,
+)
 from binventory.config.compose import compose_checked
+from binventory.config.older import upgrade_overrides
+from binventory.launch.spec import JobSpec
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -22,6 +34,58 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.data.limit == 7
     plain = {key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}  # type: ignore[union-attr]
     assert OmegaConf.to_container(loaded) == plain
+
+
+def test_limits_of_batches_keep_their_type(tmp_path: Path) -> None:
+    limits = {"limit_train_batches": 1.0, "limit_val_batches": 1, "limit_test_batches": 0.25, "overfit_batches": 1.0}
+    overrides = [f"trainer.{name}={limit}" for name, limit in limits.items()]
+    config = compose_checked("train", overrides)[0]
+    save_config(config, tmp_path / "config.yaml")
+    JobSpec("binventory.tasks.train:run", to_plain(config), str(tmp_path), overrides).save(tmp_path / "job.json")
+    for trainer in (
+        load_config(tmp_path / "config.yaml").trainer,
+        JobSpec.load(tmp_path / "job.json").config["trainer"],
+    ):
+        assert {name: (type(trainer[name]), trainer[name]) for name in limits} == {
+            name: (type(limit), limit) for name, limit in limits.items()
+        }
+
+
+def test_whole_limits_of_batches_that_older_versions_wrote_are_counts(tmp_path: Path) -> None:
+    config = compose_checked("train", ["trainer.limit_val_batches=0.5"])[0]
+    (tmp_path / "config.yaml").write_text(
+        OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).replace(
+            "limit_train_batches: null", "limit_train_batches: 1.0"
+        )
+    )
+    saved = {
+        "version": 1,
+        "task": "binventory.tasks.train:run",
+        "run_dir": "x",
+        "overrides": ["trainer.limit_train_batches=2.0"],
+    }
+    saved["config"] = {"trainer": {"limit_train_batches": 2.0, "limit_val_batches": 0.5, "gradient_clip_val": 1.0}}
+    (tmp_path / "job.json").write_text(json.dumps(saved))
+    older, spec = load_config(tmp_path / "config.yaml").trainer, JobSpec.load(tmp_path / "job.json")
+    assert (type(older.limit_train_batches), older.limit_train_batches, older.limit_val_batches) == (int, 1, 0.5)
+    assert repr(spec.config["trainer"]) == repr(saved["config"]["trainer"]).replace("2.0", "2")
+    assert spec.overrides == ["trainer.limit_train_batches=2"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("trainer.limit_train_batches=1.0", "trainer.limit_train_batches=1"),
+        ("++trainer.limit_val_batches=12.", "++trainer.limit_val_batches=12"),
+        ("trainer.limit_test_batches=choice(0.1,1.0,2e0,10.0)", "trainer.limit_test_batches=choice(0.1,1,2,10)"),
+        ("trainer.limit_train_batches=0.5,1.0,1.05,21.0", "trainer.limit_train_batches=0.5,1,1.05,21"),
+        ("trainer.limit_train_batches=null", "trainer.limit_train_batches=null"),
+        ("optimizer.lr=1.0", "optimizer.lr=1.0"),
+        ("trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val=1.0"),
+    ],
+)
+def test_overrides_that_older_versions_wrote(before: str, after: str) -> None:
+    assert upgrade_overrides([before]) == [after]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from binventory.config.capture import to_plain
+from binventory.config.check import check_config
 from binventory.config.compose import CONFIG_DIR, compose_checked
 from binventory.errors import ConfigError
 
@@ -49,7 +53,7 @@ def value(overrides: list[str], key: str) -> Any:
 @pytest.mark.parametrize(("overrides", "key", "expected"), PRECEDENCE, ids=lambda part: str(part))
 def test_precedence(overrides: list[str], key: str, expected: Any) -> None:
     if expected == "group":
-        expected = OmegaConf.load(CONFIG_DIR / "trainer" / "default.yaml").max_epochs
+        expected = OmegaConf.load(CONFIG_DIR / "base" / "trainer.yaml").max_epochs
     assert value(overrides, key) == expected
 
 
@@ -82,6 +86,65 @@ def test_every_choice_fits_its_schema(choice: str) -> None:
         overrides = ["data=abid"]
     assert compose_checked("train", overrides)[0]
     assert name in {path.stem for path in (CONFIG_DIR / group).iterdir()}
+
+
+def own_values(group: str, choices: tuple[str, ...]) -> Any:
+    """What files of a group say by themselves, one after the other upon what the group shares."""
+    files = [CONFIG_DIR / "base" / f"{group}.yaml"]
+    for choice in choices:
+        path = CONFIG_DIR / group / f"{choice}.yaml"
+        begins_with = OmegaConf.load(path).get("defaults", [])
+        files += [*(path.with_name(f"{name}.yaml") for name in begins_with), path]
+    merged = OmegaConf.merge(*map(OmegaConf.load, files))
+    merged.pop("defaults", None)
+    return merged
+
+
+@pytest.mark.parametrize("group", ["callbacks", "trainer", "data", "s3"])
+def test_choices_of_a_group_do_not_reset_each_other(group: str) -> None:
+    names = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    pairs = [*itertools.pairwise([*names, names[0]])]
+    together = [(names[0],), *pairs, *(pair[::-1] for pair in pairs)]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        for choices in together:
+            # A recipe reaches into the trainer and the data.
+            composed = compose("train", [f"{group}=[{','.join(choices)}]", "~recipe"])[group]
+            assert composed == own_values(group, choices), choices
+
+
+def test_callbacks_go_together_in_any_order_with_those_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "callbacks").mkdir()
+    # As choices began before: with all defaults.
+    (tmp_path / "callbacks" / "mine.yaml").write_text("defaults:\n  - default\n\ntrace:\n  num_steps: 3\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "both.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /callbacks: [ema, mine, early_stopping]\n"
+    )
+    expected = (5, 0.99, 3, 1, 0.5)
+    orders = itertools.permutations(("early_stopping", "ema", "mine"))
+    for overrides in [*([f"callbacks=[{','.join(names)}]"] for names in orders), ["experiment=both"]]:
+        callbacks = compose_checked("train", overrides, config_dir=str(tmp_path))[0].callbacks
+        found = (callbacks.early_stopping.patience_epochs, callbacks.ema.decay, callbacks.trace.num_steps)
+        assert (*found, callbacks.checkpoint.every_n_epochs, callbacks.resources.sample_every_s) == expected, overrides
+
+
+def test_a_limit_of_batches_is_a_count_or_a_share_as_its_type_says() -> None:
+    plain = to_plain(compose_checked("train", [])[0])
+    limits = [1, 1.0, 0.5, 7, None]
+
+    def checked(key: str, limit: Any) -> Any:
+        return check_config("train", OmegaConf.create({**plain, "trainer": {**plain["trainer"], key: limit}})).trainer[
+            key
+        ]
+
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"):
+        assert [repr(checked(key, limit)) for limit in limits] == [repr(limit) for limit in limits]
+        assert [repr(checked(key, text)) for text in ("0.5", "3", "1.0")] == ["0.5", "3", "1.0"]  # of a variable
+        for wrong, said in ((2.5, "whole number"), (2.0, f"write trainer.{key}=2"), (0, "above 0"), (True, "bool")):
+            with pytest.raises(ConfigError, match=rf"trainer\.{key}=.*{said}"):
+                checked(key, wrong)
+    swept = compose_checked("train", ["trainer.limit_train_batches=1,1.0,1e0"], multirun=True)
+    assert [repr(config.trainer.limit_train_batches) for config in swept] == ["1", "1.0", "1.0"]
 
 
 def test_sweeps_are_expanded_and_each_combination_is_checked() -> None:

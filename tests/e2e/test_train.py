@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from tests.resume.jobs import Jobs
 from tests.running import TINY, Run, latest
-from tests.sweeps.running import sweep_here
+from tests.sweeps.running import fails_in_one_line, sweep_here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,6 +171,35 @@ def test_choices_run(overrides: list[str], run: Run) -> None:
         assert figures["epochs"] < 9
     if "data.counts=[2,3,4]" in overrides:
         assert list(figures["test"]["per_count"]) == ["2", "3", "4"]
+
+
+def make_older(run: Path) -> None:
+    """Give a run folder the form of older versions, which held counts of batches as floats."""
+    config = (run / "config.yaml").read_text()
+    older = re.sub(r"(limit_\w+_batches: \d+)$", r"\1.0", config.split("\n", 1)[1], flags=re.M)
+    assert older != config
+    (run / "config.yaml").write_text(older)
+    facts = read_json(run / "provenance.json")
+    facts["overrides"] = [f"{text}.0" if "limit_train" in text else text for text in facts["overrides"]]
+    (run / "provenance.json").write_text(json.dumps(facts))
+
+
+def test_limits_of_batches_count_as_lightnings_do_and_older_runs_keep_theirs(
+    workplace: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = ["trainer.limit_train_batches=1", "trainer.limit_test_batches=1.0", "trainer.max_epochs=1"]
+    done = run("train", *TINY, *limited, "trainer.limit_val_batches=0.5")
+    figures = read_json(done / "metrics.json")
+    assert [row["step"] for row in read_csv(done / "metrics.csv")] == ["1"]
+    assert (figures["val"]["num_images"], figures["test"]["num_images"]) == (19, 48)  # the one batch, both batches
+    overfitted = run("train", *TINY, "trainer.overfit_batches=0.5", "trainer.max_epochs=1")
+    assert read_json(overfitted / "metrics.json")["val"]["num_images"] == 3 * 32  # of six batches
+    make_older(done)
+    line = fails_in_one_line(capsys, workplace, f"resume={done}", "trainer.limit_train_batches=1.0")
+    assert "limit_train_batches: 1 -> 1.0" in line
+    with pytest.raises(SystemExit) as left:
+        run("train", f"resume={done}")
+    assert left.value.code == 0, "nothing has changed: it is done"
 
 
 def test_init_from_starts_at_the_weights_of_a_run(trained: Path, run: Run) -> None:

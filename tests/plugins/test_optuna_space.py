@@ -32,6 +32,7 @@ def space(*arguments: str, params: dict[str, Any] | None = None, as_grid: bool =
         ("range(0,1,0.25)", FloatDistribution(0, 0.75, step=0.25)),
         ("32,64,128", CategoricalDistribution([32, 64, 128])),
         ("choice(32,64,32)", CategoricalDistribution([32, 64])),
+        ("1,1.0,0.5", CategoricalDistribution(["1", "1.0", "0.5"])),  # one batch, all, half: not one choice
         ("resnet18,resnet50", CategoricalDistribution(["resnet18", "resnet50"])),
         ("true,1,null", CategoricalDistribution(["True", "1", "null"])),  # for Python, True is 1
         ("'a,b',[1,2]", CategoricalDistribution(["'a,b'", "[1,2]"])),

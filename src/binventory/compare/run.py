@@ -11,7 +11,7 @@ from typing import Any
 from binventory.config.capture import load_plain, one_line
 from binventory.data.text import printable
 from binventory.errors import InputError
-from binventory.tracking.resume import task_name
+from binventory.tracking.resume import task_name, tell_shares_apart
 from binventory.tracking.run_folder import RunFolder
 from binventory.tracking.sweep_record import SWEEP_FILE
 
@@ -144,7 +144,7 @@ def _read_json(path: Path, problems: list[str], *, is_expected: bool) -> dict[st
 
 def _read_config(path: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
-        return dict(flat(load_plain(path)))
+        return tell_shares_apart(dict(flat(load_plain(path))))
     except FileNotFoundError:
         problems.append("there is no config.yaml")
     except (OSError, InputError) as error:

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from binventory.config.older import HEADER, upgrade_config
 from binventory.errors import InputError
 
 REDACTED = "<redacted>"
@@ -134,7 +135,7 @@ def save_config(config: DictConfig, path: Path) -> None:
     """Write the config as YAML: resolved, redacted, loadable by `load_config`."""
     from binventory.files import write_text
 
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(config)))))
+    write_text(path, HEADER + OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(config)))))
 
 
 def redact_yaml(path: Path) -> None:
@@ -163,6 +164,8 @@ def load_config(path: Path) -> DictConfig:
 def load_plain(path: Path) -> dict[Any, Any]:
     """Read a config that `save_config` wrote as plain dicts and lists: for who reads hundreds of them.
 
+    What an older version wrote comes in the terms of this one.
+
     Raises:
         InputError: not such a file, or changed since: it holds interpolations.
         OSError: it cannot be read.
@@ -180,7 +183,7 @@ def load_plain(path: Path) -> dict[Any, Any]:
     if not isinstance(plain, dict):
         raise InputError(f"{path}: not a config of a run but a {type(plain).__name__}; name another folder")
     refuse_interpolations(plain, str(path))
-    return plain
+    return plain if data.startswith(HEADER.encode()) else upgrade_config(plain)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -79,7 +80,7 @@ def _fit(cls: type, plain: Any, prefix: str = "") -> DictConfig:
     base = OmegaConf.structured(cls)
     try:
         # Values of a DictConfig would be added to a structured config unseen; those of a plain container are checked.
-        merged = OmegaConf.merge(base, plain)
+        merged = OmegaConf.merge(base, _as_declared(cls, plain))
     except ConfigKeyError as error:
         names = {prefix + name for name in _schema_keys(cls)}
         key = f"{prefix}{error.full_key}"
@@ -92,6 +93,24 @@ def _fit(cls: type, plain: Any, prefix: str = "") -> DictConfig:
         raise ConfigError(f"{prefix}{missing[0]}: no value is set; add {prefix}{missing[0]}=…")
     _check_ranges(cls, merged, prefix)
     return merged
+
+
+def _as_declared(cls: type, plain: Any) -> Any:
+    """Return plain values in which a text is the number that it names where its key takes whole numbers and floats.
+
+    It comes from a variable, and of a union OmegaConf converts nothing.
+    """
+    if not isinstance(plain, dict):
+        return plain
+    given = dict(plain)
+    for declared in dataclasses.fields(cls):
+        value = given.get(declared.name)
+        if isinstance(declared.default_factory, type) and dataclasses.is_dataclass(declared.default_factory):
+            given[declared.name] = _as_declared(declared.default_factory, value)
+        elif declared.metadata.get(schema.SHARE) and isinstance(value, str):
+            with suppress(ValueError):
+                given[declared.name] = int(value) if value.strip().isdecimal() else float(value)
+    return given
 
 
 def _fit_target(dotted: str, node: Any) -> DictConfig:
@@ -117,6 +136,9 @@ def _check_ranges(cls: type, node: DictConfig, prefix: str) -> None:
         if choices and value not in choices:
             hint = did_you_mean(str(value), choices) or ""
             raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}{hint}")
+        if declared.metadata.get(schema.SHARE) and isinstance(value, float) and value > 1:
+            count = f"write {key}={int(value)}" if value.is_integer() else "a count is a whole number"
+            raise ConfigError(f"{key}={value}: a float is a share, at most 1.0; {count}")
         for bound, limit in declared.metadata.get(schema.RANGE, {}).items():
             if not _BOUNDS[bound][1](value, limit):
                 raise ConfigError(f"{key}={value}: must be {_BOUNDS[bound][0]} {limit}")

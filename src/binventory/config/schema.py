@@ -7,13 +7,24 @@ No heavy imports: this module is read by `--help` and `--cfg job`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
 RANGE = "range"
 CHOICES = "choices"
+SHARE = "share"
+
+
+def declared(cls: type, prefix: str = "") -> dict[str, Field[Any]]:
+    """Return the fields of a schema by their dotted keys, those of its parts included."""
+    found: dict[str, Field[Any]] = {}
+    for own in fields(cls):
+        found[f"{prefix}{own.name}"] = own
+        if isinstance(own.default_factory, type) and is_dataclass(own.default_factory):
+            found |= declared(own.default_factory, f"{prefix}{own.name}.")
+    return found
 
 
 def key(
@@ -24,10 +35,18 @@ def key(
     le: float | None = None,
     lt: float | None = None,
     choices: tuple[str, ...] = (),
+    share: bool = False,
 ) -> Any:
-    """Declare a config key: its meaning and, where there is one, its range or its choices."""
+    """Declare a config key: its meaning and, where there is one, its range or its choices.
+
+    Args:
+        help: its meaning.
+        ge, gt, le, lt: its range.
+        choices: all that it may be.
+        share: a whole number is a count, and a float is a share of all, at most 1.0, as in Lightning.
+    """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    return field(default=MISSING, metadata={"help": help, RANGE: bounds, CHOICES: choices})
+    return field(default=MISSING, metadata={"help": help, RANGE: bounds, CHOICES: choices, SHARE: share})
 
 
 @dataclass
@@ -202,10 +221,14 @@ class TrainerConfig:
     sync_batchnorm: bool = key("BatchNorm statistics over all devices")
     deterministic: bool = key("only algorithms that give the same bits every time")
     compile: bool = key("torch.compile the network, in place")
-    limit_train_batches: Optional[float] = key("batches per epoch: a count, or a share if below 1; null: all", gt=0)
-    limit_val_batches: Optional[float] = key("the same for validation", gt=0)
-    limit_test_batches: Optional[float] = key("the same for the test", gt=0)
-    overfit_batches: Optional[int] = key("train and validate on this many batches only; null: off", ge=1)
+    limit_train_batches: Optional[int | float] = key(
+        "batches per epoch: 1 is one of them, 0.5 half, 1.0 and null all", gt=0, share=True
+    )
+    limit_val_batches: Optional[int | float] = key("the same for validation", gt=0, share=True)
+    limit_test_batches: Optional[int | float] = key("the same for the test", gt=0, share=True)
+    overfit_batches: Optional[int | float] = key(
+        "train and validate on this many training batches only, or on this share of them; null: off", gt=0, share=True
+    )
     log_every_n_steps: int = key("optimizer steps between two log lines", ge=1)
     profiler: Optional[str] = key(
         "Lightning profiler whose report lies in the run folder", choices=("simple", "advanced")

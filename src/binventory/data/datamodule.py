@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
@@ -46,7 +47,7 @@ class BinDataModule(pl.LightningDataModule):
         prepared: the indexed and split bins.
         preprocessing: bytes to pixels.
         seed: of the order and the augmentation.
-        overfit_batches: train and validate on the first so many batches only.
+        overfit_batches: train and validate on the first so many batches only; a float: on that share of them.
         photos: the decoded photos; None: they are decoded when they are asked for.
         features: called when the network is on its device; gives the features of `photos`, (num_photos, num_views,
             num_features) float32, that take the place of pixels, or None where there can be none.
@@ -59,7 +60,7 @@ class BinDataModule(pl.LightningDataModule):
         preprocessing: Preprocessing,
         *,
         seed: int,
-        overfit_batches: int | None = None,
+        overfit_batches: float | None = None,
         photos: PackedPhotos | None = None,
         features: Callable[[pl.Trainer], npt.NDArray[np.float32] | None] | None = None,
     ) -> None:
@@ -113,7 +114,9 @@ class BinDataModule(pl.LightningDataModule):
     def _overfit(self, bins: Bins) -> Bins:
         if self.overfit_batches is None:
             return bins
-        keep = slice(0, self.overfit_batches * self.data.batch_size)
+        batch_size = self.data.batch_size
+        num_batches = limit_batches(self.overfit_batches, math.ceil(len(bins.ids) / batch_size))
+        keep = slice(0, None if num_batches is None else num_batches * batch_size)
         return Bins(bins.ids[keep], bins.paths[keep], bins.targets[keep], bins.sizes[keep], bins.mtimes_ns[keep])
 
     def _loader(self, split: str, bins: Bins, *, shuffle: bool) -> BatchLoader:
@@ -159,3 +162,13 @@ def labelled_bins(prepared: PreparedBins, split: str, counts: list[int]) -> Bins
         Column(of_split["bytes"]),
         Column(of_split["mtime_ns"]),
     )
+
+
+def limit_batches(limit: float | None, num_batches: int) -> int | None:
+    """Return how many batches a limit leaves: of an int so many, of a float that share of them, as in Lightning.
+
+    A share is one batch at least: Lightning refuses one that comes to less.
+    """
+    if limit is None or num_batches == 0:
+        return None if num_batches else 0  # without validation photos Lightning would warn of an empty loader
+    return limit if isinstance(limit, int) else max(1, int(limit * num_batches))

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from binventory.config.capture import REDACTED, leaves, redact, refuse_interpolations
+from binventory.config.older import upgrade_config, upgrade_overrides
 from binventory.config.targets import ALLOW_VARIABLE, KNOWN, check_targets, check_task, dotted_task, targets_of
 from binventory.errors import InputError
 from binventory.files import write_json
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 # What the file hides: JSON, dotted key of the config -> value.
 SECRETS_VARIABLE = "BINVENTORY_JOB_SECRETS"
 
@@ -90,14 +91,18 @@ class JobSpec:
             values = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot read this job spec ({error})") from error
-        if not isinstance(values, dict) or values.pop("version", None) != SPEC_VERSION:
+        version = values.pop("version", None) if isinstance(values, dict) else None
+        if version not in (1, SPEC_VERSION):
             raise InputError(f"{path}: not a job spec of version {SPEC_VERSION}; submit the job again")
         kinds = {"task": str, "config": dict, "run_dir": str, "overrides": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
         wrong += sorted(values.keys() - kinds.keys())
         if wrong or not all(isinstance(override, str) for override in values["overrides"]):
             raise InputError(f"{path}: not a job spec (see {(wrong or ['overrides'])[0]!r}); submit the job again")
-        return cls(**values)
+        spec = cls(**values)
+        if version == SPEC_VERSION:
+            return spec
+        return replace(spec, config=upgrade_config(spec.config), overrides=upgrade_overrides(spec.overrides))
 
     def _own_config(self) -> dict[str, Any]:
         """The config without Hydra's node, which no task reads and from which nothing is ever built."""

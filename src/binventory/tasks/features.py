@@ -12,11 +12,11 @@ import numpy as np
 from binventory.config.schema import TrainConfig
 from binventory.data.augment import continuous_augmentations
 from binventory.data.cache.photos import PackedPhotos
+from binventory.data.datamodule import limit_batches
 from binventory.data.preprocess import Preprocessing
 from binventory.models.features import FrozenFeatures
 from binventory.models.network import BinNetwork
 from binventory.tasks.precision import runs_on_gpu
-from binventory.tasks.training import limit_batches
 
 
 def make_features(

@@ -23,7 +23,7 @@ from binventory.callbacks.train_figures import TrainFigures
 from binventory.callbacks.wandb_summary import WandbSummary
 from binventory.config.capture import to_plain
 from binventory.config.schema import TrainConfig
-from binventory.data.datamodule import BinDataModule
+from binventory.data.datamodule import BinDataModule, limit_batches
 from binventory.errors import ConfigError
 from binventory.metrics.direction import direction
 from binventory.models.module import CHECKPOINT_KEY
@@ -133,13 +133,6 @@ def step_options(config: TrainConfig, network: nn.Module) -> dict[str, Any]:
         "deterministic": asked.deterministic,
         "benchmark": not asked.deterministic,  # cuDNN tries its algorithms once for each shape and keeps the fastest
     }
-
-
-def limit_batches(limit: float | None, num_batches: int) -> int | None:
-    """Turn a share into a number of batches, at least one: Lightning refuses a share that comes to less."""
-    if limit is None or num_batches == 0:
-        return None if num_batches else 0  # without validation photos Lightning would warn of an empty loader
-    return int(limit) if limit >= 1 else max(1, int(limit * num_batches))
 
 
 def _profiler(name: str | None, run_dir: Path) -> Any:

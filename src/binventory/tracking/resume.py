@@ -12,12 +12,17 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import REDACTED, load_config, redact, to_plain
+from binventory.config.older import LIMITS, is_older, upgrade_overrides
+from binventory.config.schema import SHARE, TrainConfig, declared
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
 from binventory.tracking.run_folder import RunFolder
 
 AUTO = "auto"
 FINAL_STATES = ("done", "pruned")
+
+# A float of these is a share of all batches, an int a count: 1.0 is not 1.
+SHARES = tuple(key for key, field in declared(TrainConfig).items() if field.metadata.get(SHARE))
 
 # Two runs of one config are the same experiment whatever these say.
 OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "resume_sweep", "logger", "paths")
@@ -65,13 +70,16 @@ def _can_go_on(folder: Path, task: str, wanted: dict[str, Any]) -> bool:
 
 def fingerprint(config: dict[str, Any]) -> dict[str, Any]:
     """Return what makes two configs the same experiment, as flat plain values, secrets redacted."""
-    flat = _flat(redact(config))
+    flat = _compared(config)
     return {key: value for key, value in flat.items() if not _is_below(key, OUTSIDE_FINGERPRINT)}
 
 
 def maths_of(config: dict[str, Any]) -> str:
     """Return a hash of the values that decide what a run computes."""
-    flat = {key: value for key, value in _flat(redact(config)).items() if not _is_below(key, HARMLESS)}
+    flat = {key: value for key, value in _compared(config).items() if not _is_below(key, HARMLESS)}
+    for key in (f"trainer.{name}" for name in LIMITS):
+        if isinstance(flat.get(key), int):  # as older checkpoints, which hold this hash, have counts
+            flat[key] = float(flat[key])
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,6 +93,8 @@ def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[
         raise InputError(f"resume={run_dir}: not the run folder of a {task} run; name one, or take resume=auto")
     said = _read_provenance(run_dir).get("overrides")
     before = [line for line in said if isinstance(line, str)] if isinstance(said, list) else []
+    if is_older(run_dir / "config.yaml"):
+        before = upgrade_overrides(before)
     named = {override_key(override) for override in added}
     kept = [override for override in before if override_key(override) not in {*named, "resume", "resume_changed"}]
     if hidden := [override for override in kept if REDACTED in override]:
@@ -110,7 +120,7 @@ def check_unchanged(run_dir: Path, config: dict[str, Any], *, allowed: bool) -> 
     saved = _read_config(run_dir)
     if saved is None:
         return False
-    before, now = _flat(redact(saved)), _flat(redact(config))
+    before, now = _compared(saved), _compared(config)
     changed = [
         f"{key}: {before.get(key, 'nothing')} -> {now.get(key, 'nothing')}"
         for key in sorted(before.keys() | now.keys())
@@ -125,6 +135,16 @@ def check_unchanged(run_dir: Path, config: dict[str, Any], *, allowed: bool) -> 
     if changed:
         print(f"resume: changed since the run was started: {'; '.join(changed)}", file=sys.stderr, flush=True)
     return bool(maths)
+
+
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as flat plain values, secrets redacted; what compares equal means the same."""
+    return tell_shares_apart(_flat(redact(config)))
+
+
+def tell_shares_apart(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return a flat config in which a share of 1.0, all batches, does not equal a count of 1."""
+    return flat | {key: "1.0" for key in SHARES if isinstance(flat.get(key), float) and flat[key] == 1}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

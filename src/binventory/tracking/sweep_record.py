@@ -15,13 +15,14 @@ from typing import Any
 
 from binventory.config.capture import REDACTED, one_line, redact, redact_text
 from binventory.config.compose import quote_value
+from binventory.config.older import upgrade_overrides
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
 from binventory.files import write_json, write_text
 from binventory.tracking.resume import override_key
 from binventory.tracking.run_folder import RunFolder, State
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 SWEEP_FILE, RESULTS_FILE = "sweep.json", "results.csv"
 
 # What a sweep's own command may set in Hydra's node when it is read back from its folder.
@@ -199,13 +200,17 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     kinds = {"task": str, "overrides": list, "jobs": list, "started": str}
-    if not isinstance(saved, dict) or saved.get("version") != RECORD_VERSION:
+    if not isinstance(saved, dict) or saved.get("version") not in (1, RECORD_VERSION):
         raise InputError(f"{path}: not a sweep of version {RECORD_VERSION}; run the sweep again")
     if wrong := [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]:
         raise InputError(f"{path}: not a sweep (see {wrong[0]!r}); run the sweep again")
     keys = {"job", "overrides", "state", "run_dir", "exit_code", "error", "value", "metrics", "started", "ended"}
     if not all(isinstance(job, dict) and job.keys() == keys for job in saved["jobs"]):
         raise InputError(f"{path}: not a sweep (see 'jobs'); run the sweep again")
+    if saved["version"] == 1:
+        for node in (saved, *saved["jobs"]):
+            if isinstance(node["overrides"], list):
+                node["overrides"] = upgrade_overrides(node["overrides"])
     return saved
 
 

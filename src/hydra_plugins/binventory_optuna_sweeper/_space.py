@@ -154,6 +154,8 @@ def _numbers(low: float, high: float, step: float | None, where: str, *, log: bo
 
 def _choices(values: list[Any]) -> CategoricalDistribution:
     are_numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    # Of limits of batches 1.0 means all of them and 1 means one; as numbers they would be one choice.
+    are_numbers = are_numbers and len(set(values)) == len({(type(value), value) for value in values})
     # A text is also what tells 1 from true, and carries quotes and lists.
     return CategoricalDistribution(list(dict.fromkeys(values if are_numbers else map(Transformer.str, values))))
 

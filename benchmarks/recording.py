@@ -15,7 +15,8 @@ import torch
 from binventory.files import write_text
 from binventory.tracking.provenance import provenance
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS_VARIABLE = "BINVENTORY_BENCHMARK_RESULTS"  # another folder, on a machine whose checkout is thrown away
+RESULTS = Path(os.environ.get(RESULTS_VARIABLE) or Path(__file__).resolve().parent / "results")
 FIRST_COLUMN = "date"
 
 
@@ -28,17 +29,20 @@ def record(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: the file that is there is not one of results.
     """
-    path = RESULTS / f"{name}.csv"
+    append(RESULTS / f"{name}.csv", [{**about(), **row} for row in rows])
+    for row in rows:
+        print("  ".join(f"{column} {value}" for column, value in row.items()))
+
+
+def append(path: Path, added: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows that hold all their columns; as `record`."""
     columns, lines = _read(path)
-    added = [{**about(), **row} for row in rows]
     columns = list(dict.fromkeys([*columns, *(column for row in added for column in row)]))
     text = StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows([*lines, *added])
     write_text(path, text.getvalue())
-    for row in rows:
-        print("  ".join(f"{column} {value}" for column, value in row.items()))
 
 
 def about() -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -39,14 +41,48 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest files come first; within a file nothing changes."""
+STARTED = time.monotonic()
 
-    def place(item: pytest.Item) -> int:
-        file = item.path.relative_to(ROOT / "tests").as_posix()
-        return next((number for number, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
 
-    items.sort(key=place)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what bounds a sample of the long tests."""
+    parser.addoption(
+        "--sample-minutes",
+        type=float,
+        help="start no test after so many minutes; files come in an order that the commit decides, so that others are"
+        " run at the next one",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the longest files come first, or those whose turn it is; within a file nothing changes."""
+    if config.getoption("--sample-minutes") is None:
+        items.sort(key=lambda item: _length_rank(_file_of(item)))
+    else:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout
+        items.sort(key=lambda item: turn(commit, _file_of(item)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what a sample has no time for."""
+    minutes = item.config.getoption("--sample-minutes")
+    if minutes is not None and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes are over: left to another commit")
+
+
+def turn(commit: str, file: str) -> str:
+    """Return by what the files of a sample are sorted: another order at each commit, the same in every process."""
+    return hashlib.sha256(f"{commit} {file}".encode()).hexdigest()
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT / "tests").as_posix()
+
+
+def _length_rank(file: str) -> int:
+    return next((number for number, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

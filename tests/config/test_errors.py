@@ -87,6 +87,13 @@ MISTAKES = [
     ("optimizer.lr=inf", ["optimizer.lr=inf", "finite"]),
     ("optimizer._target_=.foo.bar", ["optimizer._target_=.foo.bar"]),
     ("optimizer._target_=builtins.dict", ["optimizer._target_=builtins.dict"]),
+    ("data.file_list=reprot", ["data.file_list=reprot", "no such file"]),
+    ("data.split_list=http://example.com/list.json data.split=report", ["data.split_list: http://", "write https://"]),
+    (
+        "data.file_list='https://me:pass@example.com/list.json'",
+        ["data.file_list: https://example.com/list.json: a user"],
+    ),
+    ("data.file_list='https://example.com:port/'", ["data.file_list: https://example.com:port/: is no URL"]),
     ("data.file_list=" + 5000 * "x", ["data.file_list=xxx", "too long"]),
     ("paths.output_dir=/dev/null/x", ["paths.output_dir=/dev/null/x", "/dev/null is no folder"]),
     ("data=abid data.source=nowhere", ["data.source=nowhere", "no such file or folder"]),

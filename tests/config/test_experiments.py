@@ -39,7 +39,7 @@ PRESETS = [*REPORT, "benchmark"]
 SHARED = {
     "data.reader._target_": "binventory.data.sources.bucket.BucketSource",
     "data.source": "s3://aft-vbi-pds",
-    "data.file_list": None,
+    "data.file_list": "report",
     "data.limit": None,
     "data.split": "report",
     "data.split_list": None,
@@ -134,7 +134,7 @@ def figures(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_starts(preset: str, bins: Path, place: Path) -> None:
     """Only where the photos come from, and the weights, which would be downloaded, are other than the preset says."""
-    given = [f"data.source={bins}", "model.weights=none"]
+    given = [f"data.source={bins}", "data.file_list=null", "model.weights=none"]
     run = run_here(place, "train", f"experiment={preset}", "debug=fast", *given)
     wanted = dict(leaves(composed(preset, "debug=fast", *given)))
     assert dict(leaves(to_plain(OmegaConf.load(run / "config.yaml")))) == wanted  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def bundle_is(run: Path, checkpoint: str) -> bool:
 
 
 def test_without_validation_the_last_epoch_is_tested(bins: Path, place: Path) -> None:
-    run = run_here(place, "train", "experiment=exp1", f"data.source={bins}", *SMALL)
+    run = run_here(place, "train", "experiment=exp1", f"data.source={bins}", "data.file_list=null", *SMALL)
     written = figures(run)
     assert (written["val"], written["epochs"], written["best_epoch"]) == (None, 3, 3)
     assert written["test"]["num_images"] == 8
@@ -167,7 +167,8 @@ def test_without_validation_the_last_epoch_is_tested(bins: Path, place: Path) ->
 
 
 def test_with_validation_the_best_epoch_is_tested(bins: Path, place: Path) -> None:
-    run = run_here(place, "train", "experiment=exp1", f"data.source={bins}", *SMALL, "data.val_fraction=0.25")
+    given = [f"data.source={bins}", "data.file_list=null", "data.val_fraction=0.25"]
+    run = run_here(place, "train", "experiment=exp1", *given, *SMALL)
     written = figures(run)
     assert written["val"]["num_images"] == 8
     with (run / "metrics.csv").open() as file:

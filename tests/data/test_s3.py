@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from binventory.config.schema import S3Config
-from binventory.data.sources import progress
+from binventory.data.sources import mirror, progress
 from binventory.data.sources.base import Listing
 from binventory.data.sources.bucket import BucketSource
 from binventory.data.sources.file_list import read_file_list
@@ -24,6 +26,7 @@ from binventory.data.sources.mirror import target_of
 from binventory.data.sources.photo_tree import fetch_uris
 from binventory.data.sources.s3 import S3Connection, mirror_folder, read_object
 from binventory.errors import InputError
+from tests.running import run_here
 from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config, upload
 
 
@@ -391,3 +394,58 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4/10" in said
     assert "MB/s" in said
     assert "downloaded 4, already there 0, missing 0, failed 0; 4.0 MB" in said
+
+
+def exit_of(capsys: pytest.CaptureFixture[str], folder: Path, task: str, *overrides: str) -> tuple[object, str]:
+    """Exit code and stderr of a task."""
+    capsys.readouterr()
+    code: object = 0
+    try:
+        run_here(folder, task, *overrides)
+    except SystemExit as left:
+        code = left.code
+    return code, capsys.readouterr().err
+
+
+def test_more_than_20000_photos_are_downloaded_only_when_confirmed(
+    s3_faults: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = {"1": [f"data/metadata/{number:06d}.json" for number in range(20_001)]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    options = [
+        "data=abid",
+        f"data.source=s3://{BUCKET}",
+        "data.file_list=list.json",
+        f"s3.endpoint_url={s3_faults.url}",
+    ]
+    code, said = exit_of(capsys, tmp_path, "prepare", *options)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "20,001 photos to download, about 1.3 GB, more than 20,000; set data.confirm_download=true" in said
+    assert not s3_faults.gets, "nothing was requested"
+    assert exit_of(capsys, tmp_path, "train", *options)[0] == 2
+    assert not s3_faults.gets
+
+
+def test_only_photos_that_are_not_here_are_counted(
+    s3_server: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo and its metadata are one; sizes come from the listing."""
+    monkeypatch.setattr(mirror, "MAX_UNCONFIRMED", 6)
+    total = sum(
+        entry.size_bytes
+        for entry in S3Connection(s3_config(s3_server)).list_objects(BUCKET, "bin-images", recursive=True)
+    )
+    options = [f"run={trained}", f"s3.endpoint_url={s3_server}"]
+    code, said = exit_of(capsys, tmp_path, "predict", f"input=s3://{BUCKET}", *options)
+    assert code == 2
+    assert f"error: input: s3://{BUCKET}: 8 photos to download, {total / 1e9:,.1f} GB, more than 6" in said
+    assert not list(tmp_path.rglob("*.jpg"))
+    assert exit_of(capsys, tmp_path, "evaluate", f"source=s3://{BUCKET}/bin-images", *options)[0] == 2
+    prepared = ["data=abid", f"data.source=s3://{BUCKET}", "data.counts=[1,2]", "data.test_fraction=0.5", options[1]]
+    exit_of(capsys, tmp_path, "prepare", *prepared, "data.limit=2", "data.val_fraction=0")
+    assert len(list(tmp_path.rglob("*.jpg"))) == 2
+    code, said = exit_of(capsys, tmp_path, "predict", f"input=s3://{BUCKET}", *options)
+    assert (code, "to download" in said) == (0, False), "6 are left"
+    shutil.rmtree(tmp_path / ".cache")
+    code, said = exit_of(capsys, tmp_path, "evaluate", f"source=s3://{BUCKET}", *options, "data.confirm_download=true")
+    assert (code, "8 photos to download" in said) == (0, True)

@@ -162,12 +162,19 @@ def test_an_empty_count_names_the_count_and_the_split() -> None:
         check_no_empty_count({"train": full, "test": full}, [1, 2, 3], has_val=False)
 
 
-@pytest.mark.abid
-def test_report_split_of_the_full_list_is_the_source_report_s(abid: Path) -> None:
-    quantities = read_file_list(abid / "file_list.json")
+def test_report_split_of_the_list_in_the_package_is_the_source_report_s() -> None:
+    quantities = read_file_list("report")
+    assert list(quantities)[:3] == ["100313", "09915", "103299"]
     split_of = report_split(quantities, counts=COUNTS, test_fraction=0.2, val_fraction=0, seed=0)
     assert sizes(split_of) == {"train": 8352, "test": 2089}
     assert {split_of[bin_id] for bin_id in ("04382", "104332", "102503", "105038")} == {"test"}
+
+
+@pytest.mark.abid
+def test_report_split_of_the_photos_that_are_here(abid: Path) -> None:
+    quantities = read_file_list(abid / "file_list.json")
+    assert list(quantities.items()) == list(read_file_list("report").items()), "the order decides the split"
+    split_of = report_split(quantities, counts=COUNTS, test_fraction=0.2, val_fraction=0, seed=0)
     here = {photo.stem for photo in (abid / "udacity224" / "bin-images").iterdir()}
     assert sizes({i: s for i, s in split_of.items() if i in here}) == {"train": 4807, "test": 1212}
 

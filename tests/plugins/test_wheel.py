@@ -30,6 +30,7 @@ def test_the_suites_pass_from_a_wheel(tmp_path: Path) -> None:
     assert (tmp_path / "hydra_plugins" / "binventory_local_launcher" / "local_launcher.py").exists()
     assert not (tmp_path / "hydra_plugins" / "__init__.py").exists(), "it would hide the plugins of others"
     assert (tmp_path / "binventory" / "configs" / "experiment" / "published_results.csv").exists()
+    assert (tmp_path / "binventory" / "data" / "sources" / "report_list.json.gz").exists()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}  # before the checkout
     where = "import binventory, hydra_plugins.binventory_grid_sweeper as g; print(binventory.__file__, g.__file__)"
     found = subprocess.run(

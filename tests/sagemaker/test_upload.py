@@ -21,13 +21,17 @@ from typer.testing import CliRunner
 from binventory.cli import app
 from binventory.config.compose import compose_checked
 from binventory.data.prepare import PreparedBins, prepare_bins
+from binventory.data.sources.s3 import S3Connection
 from binventory.errors import InputError
 from binventory.launch.entry import main
+from binventory.sagemaker.bucket import S3Folder
 from binventory.sagemaker.dataset import DatasetObject
+from binventory.sagemaker.inputs import InputSender
 from binventory.tasks.upload import run as run_upload
-from tests.s3 import draw_bins, s3_client
+from tests.s3 import draw_bins, s3_client, s3_config
 from tests.sagemaker.put_proxy import PutProxy
 
+NO_MODEL = {"model": {"weights": "none"}, "init_from": None}
 BINS = {f"{100_000 + 10 * number}": number % 2 + 1 for number in range(22)} | {"1000": 1, "01000": 2}
 
 
@@ -332,3 +336,24 @@ def test_without_credentials_or_boto3(
         send("abid", photos)
     assert not proxy.puts
     assert not list(tmp_path.iterdir())
+
+
+def test_lists_that_are_no_files_of_this_machine(
+    s3_server: str, proxy: PutProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report's list comes with the package; what a web server has is sent, so that all jobs read the same."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    content = json.dumps({"1": ["data/metadata/00001.json"]}).encode()
+    s3_client(s3_server).create_bucket(Bucket="lists")
+    s3_client(s3_server).put_object(Bucket="lists", Key="l.json", Body=content, ACL="public-read")
+    config = configured("abid", tmp_path, f"s3://{'x' * 5}", file_list="report", split_list=f"{s3_server}/lists/l.json")
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    folder = S3Folder(S3Connection(replace(s3_config(s3_server), anonymous=False)), "sets", "launch")
+    inputs = InputSender(folder, "s3://sets/mounted").send({str(k): v for k, v in (plain | NO_MODEL).items()})
+    assert list(inputs.files) == ["split_list"]
+    assert inputs.config["data"]["file_list"] == "report"
+    assert inputs.config["data"]["split_list"] == "channel://split_list/file_list.json"
+    where = inputs.files["split_list"].removeprefix("s3://sets/")
+    sent = s3_client(s3_server).get_object(Bucket="sets", Key=f"{where}/file_list.json")
+    assert sent["Body"].read() == content

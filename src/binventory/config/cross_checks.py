@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from binventory.config.suggest import did_you_mean
-from binventory.errors import ConfigError
+from binventory.errors import ConfigError, InputError
 
 # Every network here halves its input five times.
 NETWORK_STRIDE = 32
@@ -42,8 +42,12 @@ def cross_check(config: DictConfig, *, runs_here: bool = True) -> None:
         _float16(config)
 
 
+def _has_bins(config: Any) -> bool:
+    return "data" in config and "reader" in config.data  # predict and evaluate have another `data`
+
+
 def _counts(config: Any) -> None:
-    if "data" not in config:
+    if not _has_bins(config):
         return
     counts = list(config.data.counts)
     if len(counts) < 2 or len(set(counts)) != len(counts) or counts != sorted(counts) or counts[0] < 0:
@@ -180,7 +184,7 @@ def _optimizer(config: Any) -> None:
 
 
 def _splits(config: Any) -> None:
-    if "data" not in config:
+    if not _has_bins(config):
         return
     data = config.data
     if data.split_list is not None and data.split != "report":
@@ -194,7 +198,7 @@ def _splits(config: Any) -> None:
 
 
 def _residence(config: Any) -> None:
-    if "data" in config and not config.data.cache and config.data.residence != "auto":
+    if _has_bins(config) and not config.data.cache and config.data.residence != "auto":
         raise ConfigError(
             f"data.residence={config.data.residence}: says where the photo cache lies, and data.cache=false means none;"
             " drop one of them"
@@ -213,11 +217,11 @@ def _warmup(config: Any) -> None:
 def _files(config: Any) -> None:
     """Files that the config names must be there before a run folder is made for them."""
     _must_be_writable("paths.output_dir", Path(config.paths.output_dir))
-    if "data" in config:
+    if _has_bins(config):
         if config.data.reader._target_ in LOCAL_READERS:
             _must_exist("data.source", config.data.source)
         for name in ("file_list", "split_list"):
-            _must_exist(f"data.{name}", config.data[name])
+            _check_list(f"data.{name}", config.data[name])
     if "model" in config and Path(config.model.weights).suffix in WEIGHT_FILES:
         _must_exist("model.weights", config.model.weights)
     if config.get("init_from") is not None:
@@ -233,6 +237,19 @@ def _s3_uri(config: Any) -> None:
         from binventory.sagemaker.names import check_s3_uri
 
         check_s3_uri(config.s3_uri)
+
+
+def _check_list(key: str, location: str | None) -> None:
+    from binventory.data.sources.file_list import REPORT_LIST
+    from binventory.data.sources.web import check_url, is_url
+
+    if location is not None and is_url(location):
+        try:
+            check_url(location)
+        except InputError as error:
+            raise ConfigError(f"{key}: {error}") from error
+    elif location != REPORT_LIST:
+        _must_exist(key, location)
 
 
 def _must_exist(key: str, location: str | None) -> None:

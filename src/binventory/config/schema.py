@@ -36,6 +36,7 @@ def key(
     lt: float | None = None,
     choices: tuple[str, ...] = (),
     share: bool = False,
+    default: Any = MISSING,
 ) -> Any:
     """Declare a config key: its meaning and, where there is one, its range or its choices.
 
@@ -44,9 +45,10 @@ def key(
         ge, gt, le, lt: its range.
         choices: all that it may be.
         share: a whole number is a count, and a float is a share of all, at most 1.0, as in Lightning.
+        default: of a key that configs of earlier versions lack.
     """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    return field(default=MISSING, metadata={"help": help, RANGE: bounds, CHOICES: choices, SHARE: share})
+    return field(default=default, metadata={"help": help, RANGE: bounds, CHOICES: choices, SHARE: share})
 
 
 @dataclass
@@ -88,15 +90,28 @@ class SyntheticReaderConfig:
 
 
 @dataclass
+class DownloadConfig:
+    """The one value of `data` that tasks without a data set have."""
+
+    confirm_download: bool = key(
+        "download more than 20,000 photos; their number and size are stated first", default=False
+    )
+
+
+@dataclass
 class DataConfig:
     """The bins: where they come from, which are taken, how they are split and turned into tensors."""
 
     reader: Any = key("class that reads the source, as {_target_: package.module.Class, …options}")
     source: str = key("location: a folder, an S3 URI, an ImageFolder tree or a table; synthetic bins take a name")
     file_list: Optional[str] = key(
-        "JSON, count -> list of data/metadata/ID.json: what to take; null: the source's own, else all"
+        "what to take: report (the source report's 10,441 photos), or JSON, count -> list of data/metadata/ID.json, in"
+        " a file, on S3 or at an https URL; null: the source's own, else all"
     )
     limit: Optional[int] = key("take at most this many bins, in listing order", ge=1)
+    confirm_download: bool = key(
+        "download more than 20,000 photos; their number and size are stated first", default=False
+    )
     split: str = key("how test is cut", choices=("grouped", "report"))
     split_list: Optional[str] = key("file list that split=report splits; null: data.file_list, else the source's own")
     split_seed: int = key("seed of the split, independent of `seed` so that runs share one test set", ge=0, lt=2**32)
@@ -348,6 +363,7 @@ class PredictConfig:
 
     paths: PathsConfig = field(default_factory=PathsConfig)
     s3: S3Config = field(default_factory=S3Config)
+    data: DownloadConfig = field(default_factory=DownloadConfig)
     run: str = key("run folder (or bundle folder) whose model predicts")
     input: str = key("a photo, folder, glob, source, index or table; S3 too")
     batch_size: int = key("photos per batch", ge=1)
@@ -364,6 +380,7 @@ class EvaluateConfig:
 
     paths: PathsConfig = field(default_factory=PathsConfig)
     s3: S3Config = field(default_factory=S3Config)
+    data: DownloadConfig = field(default_factory=DownloadConfig)
     run: str = key("run folder (or bundle folder) whose model is scored")
     source: str = key("a source, ImageFolder tree or table with quantities; S3 too")
     batch_size: int = key("photos per batch", ge=1)

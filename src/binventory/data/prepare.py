@@ -26,6 +26,8 @@ from binventory.data.scan import STATISTICS
 from binventory.data.sources import make_source
 from binventory.data.sources.base import Listing
 from binventory.data.sources.file_list import read_file_list
+from binventory.data.sources.mirror import large_downloads
+from binventory.data.sources.s3 import naming
 from binventory.data.splits import TEST, TRAIN, VAL, check_no_empty_count, grouped_split, report_split, share_deviation
 from binventory.data.summary import Summary, summarize
 from binventory.errors import ConfigError, InputError
@@ -113,12 +115,16 @@ def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[
     """Return the list that `data.split` goes by, for `split_bins`: that of `data.split_list`, else the source's own."""
     if data.split != "report":
         return None
-    return bins.listing.split_list if data.split_list is None else read_file_list(data.split_list, s3)
+    if data.split_list is None:
+        return bins.listing.split_list
+    with naming("data.split_list"):
+        return read_file_list(data.split_list, s3)
 
 
 def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None) -> IndexedBins:
     """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
-    listing = make_source(data, s3, Path(paths.data_dir)).fetch()
+    with large_downloads(data.confirm_download):
+        listing = make_source(data, s3, Path(paths.data_dir)).fetch()
     if not isinstance(listing.bins, PackedBins):
         listing = replace(listing, bins=PackedBins(listing.bins))
     if not listing.bins:

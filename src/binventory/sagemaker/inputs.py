@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.cross_checks import WEIGHT_FILES
 from binventory.data.prepare import index_bins, split_bins, split_list_of
-from binventory.data.sources.file_list import FILE_LIST_NAME
-from binventory.data.sources.s3 import is_s3
+from binventory.data.sources.file_list import FILE_LIST_NAME, REPORT_LIST, file_list_bytes, parse_file_list
+from binventory.data.sources.s3 import is_s3, naming
+from binventory.data.sources.web import is_url
 from binventory.errors import ConfigError
 from binventory.sagemaker.bucket import S3Folder
 from binventory.sagemaker.dataset import HASH_CHARS, make_dataset
@@ -30,6 +31,7 @@ SYNTHETIC = "binventory.data.sources.synthetic.SyntheticSource"
 DATA_FOLDER, FILES_FOLDER = "data", "files"
 # What decides neither which bins there are nor how they are split.
 NOT_OF_BINS = (
+    "confirm_download",
     "batch_size",
     "num_workers",
     "cache",
@@ -75,7 +77,7 @@ class InputSender:
     def __init__(self, folder: S3Folder, data: str | None, *, sends: bool = True) -> None:
         self._folder, self._data, self._sends = folder, data, sends
         self._bins: dict[str, tuple[str, dict[str, Any]]] = {}
-        self._files: dict[Path, tuple[str, str]] = {}
+        self._files: dict[Path | str, tuple[str, str]] = {}
 
     def send(self, config: dict[str, Any]) -> JobInputs:
         """Send what a job's plain config needs.
@@ -89,7 +91,11 @@ class InputSender:
         for dotted, channel in _FILES.items():
             node, name = _parent(config, dotted)
             value = node.get(name)
-            if value is not None and _is_local_file(dotted, value):
+            if value is None:
+                continue
+            if dotted in _LISTS and is_url(value):
+                files[channel], node[name] = self._send_list(dotted, channel, value)
+            elif _is_local_file(dotted, value):
                 files[channel], node[name] = self._send_file(dotted, channel, Path(value))
         return JobInputs(config, data, files)
 
@@ -159,6 +165,19 @@ class InputSender:
             self._bins[key] = uri, changes
         return self._bins[key]
 
+    def _send_list(self, dotted: str, channel: str, url: str) -> tuple[str, str]:
+        """Send what a web server has now: a job may reach no network, and all jobs of a launch read one list."""
+        if url not in self._files:
+            with naming(dotted):
+                content = file_list_bytes(url)
+                parse_file_list(content, url)
+            folder = f"{FILES_FOLDER}/{hashlib.sha256(content).hexdigest()[:HASH_CHARS]}"
+            if self._sends:
+                self._folder.put(f"{folder}/{FILE_LIST_NAME}", content)
+            self._files[url] = f"{self._folder.uri}/{folder}", FILE_LIST_NAME
+        uri, name = self._files[url]
+        return uri, _on_channel(channel, name)
+
     def _send_file(self, dotted: str, channel: str, path: Path) -> tuple[str, str]:
         """Send a file, or the bundle of a run folder; return its prefix and the value that stands for it."""
         if path not in self._files:
@@ -178,6 +197,7 @@ class InputSender:
         return uri, _on_channel(channel, name)
 
 
+_LISTS = ("data.file_list", "data.split_list")
 # Keys that may name files of this machine, and the channels that bring them.
 _FILES = {
     "model.weights": "weights",
@@ -188,7 +208,7 @@ _FILES = {
 
 
 def _is_local_file(dotted: str, value: str) -> bool:
-    if is_s3(value) or value.startswith(CHANNEL_SCHEME):
+    if is_s3(value) or value.startswith(CHANNEL_SCHEME) or (dotted in _LISTS and value == REPORT_LIST):
         return False
     return dotted != "model.weights" or Path(value).suffix in WEIGHT_FILES
 

@@ -11,6 +11,7 @@ import torch
 
 from binventory.config.schema import EvaluateConfig
 from binventory.data.inputs import InputPhoto, list_inputs, record_warnings
+from binventory.data.sources.mirror import large_downloads
 from binventory.errors import InputError
 from binventory.files import write_json
 from binventory.metrics.counting import CountingMetrics
@@ -34,9 +35,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> float:
         InputError: no model, no source, or not one photo that could be scored.
     """
     bundle = load_bundle(Path(config.run), config.accelerator)
-    photos = _labelled(
-        list_inputs(config.source, config.s3, config.paths.data_dir, key="source"), bundle.counts, config.source
-    )
+    with large_downloads(config.data.confirm_download):
+        found = list_inputs(config.source, config.s3, config.paths.data_dir, key="source")
+    photos = _labelled(found, bundle.counts, config.source)
     started = time.perf_counter()
     scored = score_photos(
         bundle, photos, batch_size=config.batch_size, num_workers=config.num_workers, label="evaluating"

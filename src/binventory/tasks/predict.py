@@ -14,6 +14,7 @@ from rich.table import Table
 
 from binventory.config.schema import PredictConfig
 from binventory.data.inputs import list_inputs, record_warnings
+from binventory.data.sources.mirror import large_downloads
 from binventory.errors import InputError
 from binventory.files import atomic_path
 from binventory.reports.contact_sheet import save_contact_sheet
@@ -36,7 +37,8 @@ def run(config: PredictConfig, run_dir: Path) -> int:
         InputError: no model, no input, or nothing of it could be read; predictions.csv is there all the same.
     """
     bundle = load_bundle(Path(config.run), config.accelerator)
-    photos = list_inputs(config.input, config.s3, config.paths.data_dir)
+    with large_downloads(config.data.confirm_download):
+        photos = list_inputs(config.input, config.s3, config.paths.data_dir)
     scored = score_photos(
         bundle, photos, batch_size=config.batch_size, num_workers=config.num_workers, label="predicting"
     )

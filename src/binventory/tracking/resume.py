@@ -25,7 +25,7 @@ FINAL_STATES = ("done", "pruned")
 SHARES = tuple(key for key, field in declared(TrainConfig).items() if field.metadata.get(SHARE))
 
 # Two runs of one config are the same experiment whatever these say.
-OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "resume_sweep", "logger", "paths")
+OUTSIDE_FINGERPRINT = ("resume", "resume_changed", "resume_sweep", "logger", "paths", "data.confirm_download")
 
 # A run may go on under other values of these without being asked twice: no number it computes depends on them. Where
 # the photos lie is one of them because the checkpoint knows the data's fingerprint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from binventory.config.schema import S3Config
 from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.s3 import is_s3, read_object
+from binventory.data.sources.web import is_url, read_url
 from binventory.data.text import MAX_ID_BYTES, brief, can_be_id
 from binventory.errors import InputError
 
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE_LIST_NAME = "file_list.json"
+REPORT_LIST = "report"  # the source report's list, which comes with the package; ./report is a file of that name
 NAME_SUFFIX = b".jpg"  # of the keys by which bins are in order
 
 
 def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str, int]:
-    """Read a file list from a local path or, with the `s3` config node, from an S3 URI.
+    """Read the source report's list ("report"), or a file list from a local path, a URL or, with `s3`, an S3 URI.
 
     Returns:
         Bin id -> count, in file order: the counts in the order of the JSON's keys, within a count the ids as listed.
@@ -34,9 +37,18 @@ def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str
         InputError: the list is missing or is not what a file list must be; the message names it.
     """
     name = str(location)
+    return parse_file_list(file_list_bytes(name, s3), name)
+
+
+def file_list_bytes(name: str, s3: S3Config | None = None) -> bytes:
+    """Read the bytes of a file list, at most 512 MiB. Arguments and errors as `read_file_list`."""
+    if name == REPORT_LIST:
+        return gzip.decompress(Path(__file__).with_name("report_list.json.gz").read_bytes())
+    if is_url(name):
+        return read_url(name, MAX_LIST_BYTES)
     if not is_s3(name):
         try:
-            return parse_file_list(read_limited(Path(name), MAX_LIST_BYTES), name)
+            return read_limited(Path(name), MAX_LIST_BYTES)
         except UnreadableError as error:
             raise InputError(f"file list {name}: {error}") from error
     if s3 is None:
@@ -44,7 +56,7 @@ def read_file_list(location: str | Path, s3: S3Config | None = None) -> dict[str
     data = read_object(name, s3)
     if data is None:
         raise InputError(f"file list {name}: no such object; check the bucket and the key")
-    return parse_file_list(data, name)
+    return data
 
 
 def parse_file_list(data: bytes, name: str) -> dict[str, int]:

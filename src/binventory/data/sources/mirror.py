@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
@@ -21,6 +22,11 @@ from binventory.errors import InputError
 
 MAX_KEY_PART_BYTES = 249  # a file name holds 255; the temporary file's is 6 longer
 BROKEN_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+MAX_UNCONFIRMED = 20_000  # photos of one download that nobody confirmed
+TYPICAL_PHOTO_BYTES = 65_000  # of the public bucket, where no listing tells the size
+
+# A value of its own and no argument: readers that other people wrote call `download` too.
+_is_confirmed: ContextVar[bool] = ContextVar("_is_confirmed", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +90,26 @@ def target_of(bucket: str, key: str, s3: S3Config, data_dir: str | Path) -> Path
     return mirror_folder(bucket, s3, data_dir).joinpath(*parts)
 
 
+@contextmanager
+def large_downloads(confirmed: bool) -> Iterator[None]:
+    """Let the block download any number of photos, if `confirmed`; else at most 20,000 at a time."""
+    before = _is_confirmed.set(confirmed)
+    try:
+        yield
+    finally:
+        _is_confirmed.reset(before)
+
+
 def download(files: Sequence[RemoteFile], s3: S3Config, data_dir: str | Path, title: str) -> Outcome:
     """Bring every file that is not whole yet; `title` is what progress and summary call the work.
 
     Raises:
-        InputError: a bucket cannot be read at all, or the disk cannot be written.
+        InputError: a bucket cannot be read at all, the disk cannot be written, or more than 20,000 photos would have
+            to be brought and `large_downloads` does not let them.
     """
     outcome = Outcome()
     pending = [file for file in files if not file.is_whole()]
+    _check_amount([file for file in pending if not file.key.endswith(".json")], title)
     outcome.present = len(files) - len(pending)
     with DownloadProgress(title, len(pending)) as progress:
         if pending:
@@ -103,6 +121,21 @@ def download(files: Sequence[RemoteFile], s3: S3Config, data_dir: str | Path, ti
                 _Pool(pending, s3, outcome).run(buckets, progress)
         progress.finish(outcome.downloaded, outcome.present, len(outcome.missing), outcome.failed, outcome.size_bytes)
     return outcome
+
+
+def _check_amount(photos: Sequence[RemoteFile], title: str) -> None:
+    """State number and size of a large download; refuse it where it is not confirmed."""
+    if len(photos) <= MAX_UNCONFIRMED:
+        return
+    known = [photo.size_bytes for photo in photos if photo.size_bytes is not None]
+    mean = sum(known) / len(known) if known else TYPICAL_PHOTO_BYTES
+    about = "" if len(known) == len(photos) else "about "
+    amount = f"{len(photos):,} photos to download, {about}{mean * len(photos) / 1e9:,.1f} GB"
+    if not _is_confirmed.get():
+        raise InputError(
+            f"{title}: {amount}, more than {MAX_UNCONFIRMED:,}; set data.confirm_download=true or take fewer"
+        )
+    print(f"{title}: {amount}", file=sys.stderr, flush=True)
 
 
 class _Pool:

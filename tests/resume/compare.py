@@ -33,13 +33,18 @@ def differences(expected: Path, found: Path) -> list[str]:
     left, right = dict(contents(expected)), dict(contents(found))
     lines = []
     for path in sorted(left.keys() | right.keys()):
-        if any(re.fullmatch(pattern, path) for pattern in LEFT_OUT):
+        if is_left_out(path):
             continue
         if path not in left or path not in right:
             lines.append(f"{path}: only in the {'first' if path in left else 'second'}")
         elif left[path] != right[path]:
             lines.append(f"{path}: {_short(left[path])} != {_short(right[path])}")
     return lines
+
+
+def is_left_out(path: str) -> bool:
+    """Return whether a value may differ between two runs that are otherwise the same."""
+    return any(re.fullmatch(pattern, path) for pattern in LEFT_OUT)
 
 
 def contents(run: Path) -> Iterator[tuple[str, Any]]:

@@ -55,7 +55,8 @@ class Training:
         if ABID.is_dir():
             source = [f"data.source={counted(ABID / 'udacity224', scratch / 'source')}"]
         else:
-            source = ["data=imagefolder", f"data.source={draw_photos(scratch / 'drawn', asked.photos, 224)}"]
+            source = ["data=imagefolder", "data.file_list=null"]
+            source += [f"data.source={draw_photos(scratch / 'drawn', asked.photos, 224)}"]
         self.overrides = [
             f"experiment={EXPERIMENT}", *source, f"data.limit={asked.photos}", f"trainer.max_epochs={asked.epochs}",
             f"model.weights={WEIGHTS if WEIGHTS.exists() else 'none'}",

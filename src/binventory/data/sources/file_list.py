@@ -134,7 +134,7 @@ def places_of(
         absent = tuple(taken.filter(found.is_null()).cast(pa.string()).to_pylist())
     if not len(places):
         reason = "holds no bins" if taken is None else f"holds none of the {len(taken)} bins of the file list"
-        raise InputError(f"{where}: {reason}; check the location and data.file_list")
+        raise InputError(f"{where}: {reason}; check the location, or set data.file_list=null to take all that is there")
     return places.astype("int64"), absent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from binventory.callbacks import checkpoints as module
-from binventory.callbacks.checkpoint_file import write_checkpoint
-from tests.running import TINY, Run
+from binventory.callbacks.checkpoint_file import find_checkpoint, write_checkpoint
+from binventory.errors import InputError
+from tests.running import TINY, Run, latest
 
 EPOCHS = ("trainer.max_epochs=4", "seed=9", "objective_metric=null")
 
@@ -66,6 +68,37 @@ def test_by_minutes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     assert places[0] == (0, 3, 3), "a minute is three looks"
     assert len(places) > 5
+
+
+def test_what_is_not_finite_is_never_saved(run: Run, workplace: Path) -> None:
+    """After the first step the weights are huge, after the second they are NaN."""
+    words = ["callbacks.checkpoint.every_n_steps=1", "scheduler=constant", "optimizer.lr=1e30"]
+    with pytest.raises(SystemExit, match="1"):
+        run("train", *TINY, *words)
+    folder = latest(workplace, "train")
+    error = json.loads((folder / "status.json").read_text())["error"]
+    assert error["type"] == "DivergedError"
+    assert "holds NaN or infinity after step 2, in epoch 1" in error["message"]
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 1
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert not (folder / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize("part", ["state_dict", "current_model_state"])
+def test_nothing_goes_on_from_weights_that_are_not_finite(part: str, trained: Path, tmp_path: Path) -> None:
+    """With an average of the weights there are two sets: raw ones that are NaN make the average NaN one step later."""
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    write_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    weights = dict(checkpoint["state_dict"])
+    weights["network.backbone.layer4.0.bn1.running_var"] = (
+        weights["network.backbone.layer4.0.bn1.running_var"] + torch.inf
+    )
+    write_checkpoint({**checkpoint, part: weights}, tmp_path / "last.ckpt")
+    assert find_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+    write_checkpoint({**checkpoint, part: weights}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"layer4.0.bn1.running_var.* holds NaN or infinity"):
+        find_checkpoint(tmp_path)
 
 
 def test_best_is_kept_whatever_the_period(run: Run) -> None:

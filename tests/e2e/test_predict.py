@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -11,10 +12,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from binventory.cli import app
+from binventory.serving.bundle import load_bundle, save_bundle
 from tests.running import TINY, Run, latest
 
 
@@ -104,6 +108,12 @@ def damage(bundle: Path, fault: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-100])
     elif fault == "missing":
         weights.unlink()
+    elif fault == "NaN":
+        values = load_file(weights)
+        values["backbone.fc.bias"][2] = torch.nan
+        save_file(values, weights)
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        description.write_text(json.dumps({**json.loads(description.read_text()), "weights_sha256": digest}))
     elif fault == "not json":
         description.write_text("{")
     else:
@@ -125,6 +135,7 @@ def damage(bundle: Path, fault: str) -> None:
         ("flipped bit", "checksum"),
         ("truncated", "checksum"),
         ("missing", "missing"),
+        ("NaN", "backbone.fc.bias holds NaN or infinity"),
         ("not json", "cannot read"),
         ("other format", "format"),
         ("foreign objective", "os.system"),
@@ -168,6 +179,42 @@ def test_evaluate_scores_a_labelled_source(
     for row in read_csv(trained / "predictions.csv"):
         assert rows[row["id"]]["predicted"] == row["predicted"]
     assert "run folder: " in capsys.readouterr().out
+
+
+def overflowing(trained: Path, photos: list[Path], folder: Path) -> Path:
+    """Write a bundle whose weights are finite, and whose outputs are too large for a number on one of these photos."""
+    bundle = load_bundle(trained)
+    pixels = torch.stack([bundle.preprocessing.pixels(path.read_bytes(), path.name) for path in photos])
+    with torch.inference_mode():
+        features = bundle.network.features(pixels)  # none is negative
+        sums = features @ features[0]
+        second, first = sums.sort().values[-2:].tolist()
+        head = bundle.network.backbone.get_classifier()
+        head.weight[0] = features[0] * (torch.finfo(torch.float32).max / (first / 2 + second / 2))
+    save_bundle(folder / "bundle", bundle.network, {**bundle.description, "weights_sha256": None})
+    return photos[int(sums.argmax())]
+
+
+def test_a_photo_without_finite_outputs_is_a_row_with_an_error(
+    trained: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for row in read_csv(trained / "predictions.csv")[:8]:
+        (tmp_path / "photos" / row["quantity"]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained.parents[2] / row["path"], tmp_path / "photos" / row["quantity"])
+    photos = sorted((tmp_path / "photos").glob("*/*"))
+    bad = overflowing(trained, photos, tmp_path / "model")
+    source = [f"source={tmp_path / 'photos'}"]
+    for task, words in (("predict", [f"input={tmp_path / 'photos'}"]), ("evaluate", source)):
+        done = run(task, f"run={tmp_path / 'model'}", *words)
+        rows = {row["id"]: row for row in read_csv(done / "predictions.csv")}
+        assert len(rows) == 8
+        failed = rows.pop(bad.stem)
+        assert (failed["predicted"], failed["p_1"]) == ("", "")
+        assert failed["error"] == "the model's outputs are not finite numbers"
+        assert {(row["predicted"], row["p_1"], row["error"]) for row in rows.values()} == {("1", "1.0", "")}
+        said = capsys.readouterr()
+        assert "1 without finite outputs of the model" in said.out + said.err
+    assert json.loads((done / "metrics.json").read_text())["test"]["num_images"] == 7
 
 
 def test_evaluate_without_labels_is_one_line(

@@ -328,12 +328,62 @@ def test_frozen_parts_keep_their_weights_and_statistics(finetune: str, trained: 
     assert finetune == "head" or any("layer4" in key and "running_mean" in key for key in moved)
 
 
-def test_diverged_run_says_so(run: Run, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+ONE_STEP = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "scheduler=constant", "optimizer.lr=1e30")
+LATE = ("objective._target_=tests.e2e.diverging.Late", "trainer.max_epochs=3")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*ONE_STEP, "optimizer=adamw", "callbacks=ema"], "the outputs of 19 of 19 val photos are not finite in epoch"),
+        ([*ONE_STEP, "data.val_fraction=0", "objective_metric=null"], "the outputs of 48 of 48 test photos"),
+        (["optimizer.lr=1e30", "data.val_fraction=0", "objective_metric=null"], "train/loss is nan in epoch 1"),
+    ],
+)
+def test_diverged_run_says_so(
+    words: list[str], said: str, run: Run, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the runs of one step the training loss is finite."""
     with pytest.raises(SystemExit) as exit_:
-        run("train", *TINY, "optimizer.lr=1e30")
+        run("train", *TINY, *words)
     assert exit_.value.code == 1
     assert "training diverged; lower optimizer.lr" in capsys.readouterr().err
-    assert read_json(latest(workplace, "train") / "status.json")["error"]["type"] == "DivergedError"
+    folder = latest(workplace, "train")
+    status = read_json(folder / "status.json")
+    assert (status["state"], status["error"]["type"]) == ("failed", "DivergedError")
+    assert said in status["error"]["message"]
+    assert not (folder / "bundle").exists()
+    assert not (folder / "metrics.json").exists()
+    if "test" in said:
+        rows = read_csv(folder / "predictions.csv")
+        assert {(row["predicted"], row["p_1"], row["error"]) for row in rows} == {
+            ("", "", "the model's outputs are not finite numbers")
+        }
+
+
+def check_late(folder: Path) -> None:
+    """The epoch before it diverged is kept, and nothing of the one in which it did."""
+    status = read_json(folder / "status.json")
+    assert (status["state"], status["error"]["type"]) == ("failed", "DivergedError")
+    assert "val/loss is inf in epoch 2" in status["error"]["message"]
+    assert [row["epoch"] for row in read_csv(folder / "metrics.csv")] == ["1"]
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
+        assert checkpoint["binventory"]["best"]["epoch"] == checkpoint["binventory"]["position"]["epoch"] == 1
+    assert not (folder / "bundle").exists()
+
+
+def test_the_best_epoch_is_a_finite_one(run: Run, workplace: Path) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        run("train", *TINY, *LATE, "objective_metric=val/loss")
+    check_late(latest(workplace, "train"))
+
+
+@pytest.mark.long
+def test_all_ranks_fail_when_one_diverges(workplace: Path, jobs: Jobs) -> None:
+    command = [*TINY, *LATE, "objective_metric=val/loss", "trainer=ddp_cpu", "trainer.devices=2"]
+    assert jobs.start(workplace, "train", command, num_ranks=2).wait(timeout_s=60) == 1
+    check_late(latest(workplace, "train"))
 
 
 @pytest.mark.parametrize(

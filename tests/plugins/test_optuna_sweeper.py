@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import signal
@@ -167,17 +168,17 @@ def test_failed_trials(tmp_path: Path) -> None:
     def task(config: DictConfig) -> float | None:
         if config.x == 1:
             raise RuntimeError("x is 1")
-        return {2: None, 3: 3.0}[config.x]
+        return {2: None, 3: 3.0, 4: math.inf, 5: math.nan}[config.x]
 
     with pytest.raises(SystemExit, match="1"):
-        sweep(tmp_path, "+x=1,2,3", "hydra.sweeper.sampler=grid", task=task)
+        sweep(tmp_path, "+x=1,2,3,4,5", "hydra.sweeper.sampler=grid", "hydra.sweeper.direction=maximize", task=task)
     told = [(trial.state.name, trial.user_attrs.get("error", "")) for trial in trials_of(tmp_path)]
-    assert [state for state, _ in told] == ["FAIL", "FAIL", "COMPLETE"]
+    assert [state for state, _ in told] == ["FAIL", "FAIL", "COMPLETE", "FAIL", "FAIL"]
     assert "x is 1" in told[0][1]
     assert "None" in told[1][1]
     results = json.loads((tmp_path / "optimization_results.json").read_text())
-    assert results["num_trials"] == {"complete": 1, "fail": 2}
-    assert results["best_trial"] == 2
+    assert results["num_trials"] == {"complete": 1, "fail": 4}
+    assert (results["best_trial"], results["best_value"]) == (2, 3.0), "infinity is no value"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from binventory.errors import InputError
 from binventory.files import atomic_path
+from binventory.models.finite import find_not_finite
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -96,13 +98,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _find_unreadable(path: Path) -> str | None:
-    """Return why torch cannot read a checkpoint: it uses parts of the archive's index that no checksum covers."""
+def find_useless(path: Path) -> str | None:
+    """Return why nothing can go on from a checkpoint; None when it can.
+
+    Besides damage: torch cannot read it, which uses parts of the archive's index that no checksum covers, or weights
+    in it are not finite.
+    """
+    if damage := find_damage(path):
+        return damage
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = weights_in(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:  # noqa: BLE001  whatever a flipped bit provokes
         return " ".join(str(error).split())[:200]
-    return None
+    name = find_not_finite(weights)
+    return None if name is None else f"{name} holds NaN or infinity"
+
+
+def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all weights of a checkpoint: with an average of them, the averaged and the raw ones."""
+    raw = checkpoint.get("current_model_state", {})
+    return {**checkpoint["state_dict"], **{f"{name} (not averaged)": value for name, value in raw.items()}}
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -116,7 +131,7 @@ def find_checkpoint(folder: Path) -> Path | None:
         path = folder / name
         if not path.exists():
             continue
-        problem = find_damage(path) or _find_unreadable(path)
+        problem = find_useless(path)
         if problem is None:
             if damaged:
                 print(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,13 +18,16 @@ from binventory.callbacks.checkpoint_file import (
     PREVIOUS,
     VerifiedCheckpointIO,
     copy_checkpoint,
-    find_damage,
+    find_useless,
     read_checkpoint,
+    weights_in,
 )
 from binventory.callbacks.loop_position import Position, fit_loop_state
 from binventory.callbacks.stopping import StopRequest
 from binventory.config.schema import CheckpointConfig
+from binventory.distributed import all_gather_objects
 from binventory.launch.runner import Interrupted, Pruned, ignore_signals
+from binventory.models.finite import ADVICE, DivergedError, find_not_finite
 from binventory.models.module import CHECKPOINT_KEY
 from binventory.tracking.run_folder import PRUNE_REQUEST
 
@@ -118,6 +123,7 @@ class Checkpoints(Checkpoint):
         if signum:
             self._leave(signum)
         if is_pruned:
+            _require_finite(trainer, pl_module.state_dict())
             raise Pruned
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -175,6 +181,7 @@ class Checkpoints(Checkpoint):
         value = float(trainer.callback_metrics[self.monitor])
         best = self.best
         is_better = best is None or (value > best.value if self.mode == "max" else value < best.value)
+        is_better = is_better and math.isfinite(value)
         if is_better:
             self.best = Best(value, trainer.current_epoch + 1)
         return is_better
@@ -192,8 +199,13 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put in where the run is and what it needs to go on."""
+        """Put in where the run is and what it needs to go on.
+
+        Raises:
+            DivergedError: on all ranks, where weights of one are not finite; the checkpoints there are stay.
+        """
         assert self._position is not None
+        _require_finite(trainer, weights_in(checkpoint))
         checkpoint["loops"]["fit_loop"] = fit_loop_state(trainer, self._position)
         own = checkpoint.setdefault(CHECKPOINT_KEY, {})
         best = None if self.best is None else self.best._asdict()
@@ -216,17 +228,17 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and Path(str(trainer.ckpt_path)).name == PREVIOUS:
             # The next save keeps what is last.ckpt now as previous.ckpt: that must not be the damaged one.
             copy_checkpoint(self.folder / PREVIOUS, self.folder / LAST)
-        if self.monitor is not None and own["best"] is not None:
-            self.best = Best(**own["best"])
+        if self.monitor is not None and (best := _best_in(checkpoint)) is not None:
+            self.best = best
             self._match_best(trainer, position)
 
     def _match_best(self, trainer: pl.Trainer, position: Position) -> None:
         """Bring best.ckpt and the resumed checkpoint together: a kill or damage may have come between the two files."""
         assert self.best is not None
         path = self.folder / BEST
-        if path.exists() and find_damage(path) is None:
-            there = Best(**read_checkpoint(path)[CHECKPOINT_KEY]["best"])
-            if there.epoch >= self.best.epoch:
+        if path.exists() and find_useless(path) is None:
+            there = _best_in(read_checkpoint(path))
+            if there is not None and there.epoch >= self.best.epoch:
                 self.best = there  # later where the newest checkpoint was damaged: its epoch is about to be done again
                 return
         if position.epoch == self.best.epoch and position.batches == 0:
@@ -236,3 +248,19 @@ class Checkpoints(Checkpoint):
             said = "%s of epoch %d is missing or damaged: the best of the epochs to come is taken"
             log.warning(said, path, self.best.epoch)
             self.best = None
+
+
+def _best_in(checkpoint: Mapping[str, Any]) -> Best | None:
+    """Return the best epoch that a checkpoint knows; one that is no finite number is none."""
+    best = checkpoint[CHECKPOINT_KEY]["best"]
+    return None if best is None or not math.isfinite(best["value"]) else Best(**best)
+
+
+def _require_finite(trainer: pl.Trainer, weights: Mapping[str, Any]) -> None:
+    """Called by all ranks together: averages of layers that each rank keeps for itself may differ."""
+    found = [name for name in all_gather_objects(find_not_finite(weights) or "") if name]
+    if found:
+        epoch = trainer.current_epoch + 1
+        raise DivergedError(
+            f"{found[0]} holds NaN or infinity after step {trainer.global_step}, in epoch {epoch}: {ADVICE}"
+        )

@@ -22,6 +22,7 @@ from binventory.data.cache.pack import FEATURES, Pack
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.preprocess import Preprocessing
 from binventory.models.backbones import frozen_to_eval, head_names
+from binventory.models.finite import DivergedError
 from binventory.models.network import BinNetwork
 from binventory.models.timm_alone import timm
 
@@ -64,6 +65,7 @@ class FrozenFeatures:
 
         Raises:
             ConfigError: the folder cannot be written to, or has no room.
+            DivergedError: some are not finite.
         """
         found = self._open(trainer)
         if isinstance(found, str):
@@ -143,12 +145,21 @@ class _Computer:
         return features, {row: reason for row, reason in self.photos.bad.items() if row in rows}
 
     def compute(self, rows: npt.NDArray[np.int64], *, flip: bool) -> Tensor:
-        """Return features (len(rows), num_features) float32 on the CPU."""
+        """Return features (len(rows), num_features) float32 on the CPU.
+
+        Raises:
+            DivergedError: some are not finite.
+        """
         # These contexts are a thread's own, so each call enters them.
         with torch.inference_mode(), self.precision.forward_context(), _in_eval(self.network):
             step = CPU_BATCH_SIZE if self.device.type == "cpu" else len(rows)
             parts = [self._pixels(rows[first : first + step], flip=flip) for first in range(0, len(rows), step)]
-            return torch.cat([self.network.features(pixels).float().cpu() for pixels in parts])
+            found = torch.cat([self.network.features(pixels).float().cpu() for pixels in parts])
+        if not found.isfinite().all():
+            raise DivergedError(
+                "features of the frozen backbone are not finite: its weights are of no use; take others"
+            )
+        return found
 
     def outputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Return outputs (len(rows), num_outputs) as in a training step, on the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from binventory.distributed import all_gather_objects
 from binventory.errors import ConfigError
 from binventory.metrics.counting import CountingMetrics
 from binventory.models.backbones import frozen_to_eval
+from binventory.models.finite import ADVICE, DivergedError, finite_probabilities
 from binventory.models.network import BinNetwork
 
 CHECKPOINT_KEY = "binventory"
@@ -32,10 +34,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-
-
-class DivergedError(RuntimeError):
-    """The loss is no number any more."""
 
 
 class BinCounter(pl.LightningModule):
@@ -72,14 +70,14 @@ class BinCounter(pl.LightningModule):
         self.train_accuracy = MeanMetric(nan_strategy="disable")  # any other strategy looks at each value
         self.eval_metrics = CountingMetrics(counts)
         self.last_val: dict[str, Any] | None = None
-        self.last_test: dict[str, Any] | None = None
+        self.last_test: dict[str, Any] | None = None  # None too where they would not be finite
+        self.test_problem: str | None = None  # why they would not be
         self.test_rows: tuple[Tensor, Tensor] | None = None  # position (N,) and probabilities (N, C)
         self._evaluated: list[tuple[Tensor, Tensor, Tensor]] = []  # of this epoch: outputs, target, position
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Compute probabilities (B, C) over the counts from pixels (B, 3, H, W) uint8."""
-        probabilities: Tensor = self.objective.probabilities(self.network(pixels))
-        return probabilities
+        return finite_probabilities(self.objective, self.network(pixels))
 
     # Training
 
@@ -103,8 +101,11 @@ class BinCounter(pl.LightningModule):
         outputs = self.network.outputs(batch.inputs)
         loss: Tensor = self.objective.loss(outputs, batch.target)
         with torch.no_grad():
-            self.train_loss.update(loss.detach().expand(len(batch.target)))  # a weight is not looked at when NaNs count
-            predicted = self.objective.probabilities(outputs.detach()).argmax(dim=1)
+            outputs = outputs.detach()
+            # Infinite outputs may have a finite loss: zero times infinity is NaN, and found at the end of the epoch.
+            watched = loss.detach() + (0 * outputs).sum()
+            self.train_loss.update(watched.expand(len(batch.target)))  # a weight is not looked at when NaNs count
+            predicted = self.objective.probabilities(outputs).argmax(dim=1)
             self.train_accuracy.update((predicted == batch.target).float())
         return loss
 
@@ -112,10 +113,8 @@ class BinCounter(pl.LightningModule):
         """Log the epoch's mean loss and accuracy over all ranks; called at its end, before the figures are read."""
         figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
         if not torch.isfinite(figures["train/loss"]):
-            raise DivergedError(
-                f"train/loss is {float(figures['train/loss'])} in epoch {self.current_epoch + 1}:"
-                " training diverged; lower optimizer.lr or set trainer.gradient_clip_val"
-            )
+            loss = float(figures["train/loss"])
+            raise DivergedError(f"train/loss is {loss} in epoch {self.current_epoch + 1}: {ADVICE}")
         # `MetricsCsv` hands them to the loggers: Lightning would do so only after a run that stops here has left.
         self.log_dict(figures, on_step=False, on_epoch=True, logger=False)
         self.train_loss.reset()
@@ -132,27 +131,43 @@ class BinCounter(pl.LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation figures."""
-        self.last_val = self._finish("val")[0]
+        """Log the validation figures.
+
+        Raises:
+            DivergedError: on all ranks, where those of one are not finite.
+        """
+        found, _ = self._finish("val")
+        if isinstance(found, str):
+            raise DivergedError(f"{found} in epoch {self.current_epoch + 1}: {ADVICE}")
+        self.last_val = found
 
     def on_test_epoch_end(self) -> None:
-        """Log the test figures and keep the probabilities of each bin."""
-        self.last_test, self.test_rows = self._finish("test")
+        """Log the test figures and keep the probabilities of each bin; bins without finite ones have NaN."""
+        found, self.test_rows = self._finish("test")
+        self.last_test, self.test_problem = (None, found) if isinstance(found, str) else (found, None)
 
-    def _finish(self, split: str) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-        """Return the figures of the epoch, and position (N,) and probabilities (N, C) of this rank's bins."""
+    def _finish(self, split: str) -> tuple[dict[str, Any] | str, tuple[Tensor, Tensor]]:
+        """Return the figures of the epoch, and position (N,) and probabilities (N, C) of this rank's bins.
+
+        Instead of figures of which one would not be finite there is what is not, the same on all ranks.
+        """
         outputs, target, position = (torch.cat(parts) for parts in zip(*self._evaluated, strict=True))
         self._evaluated.clear()
         there = position != PADDING
         outputs, target = outputs[there], target[there]
-        probabilities = self.objective.probabilities(outputs)
+        probabilities = finite_probabilities(self.objective, outputs)
         loss = self.objective.loss(outputs, target) if len(target) else None
+        rows = position[there].cpu(), probabilities.cpu()
+        if problem := _find_problem(split, probabilities, loss):
+            return problem, rows
         self.eval_metrics.update(probabilities, target, loss)
         figures = self.eval_metrics.compute()
         self.eval_metrics.reset()
+        if unknown := [name for name, value in figures.items() if value is None and figures["num_images"]]:
+            return f"{split}/{unknown[0]} is not finite", rows
         shown = {f"{split}/{name}": value for name, value in figures.items() if isinstance(value, float)}
         self.log_dict(shown, logger=False)
-        return figures, (position[there].cpu(), probabilities.cpu())
+        return figures, rows
 
     # Optimization and checkpoints
 
@@ -184,10 +199,16 @@ class BinCounter(pl.LightningModule):
         return {} if is_said or is_refused else {"fused": True}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put what the weights mean beside them, the last validation figures, and every rank's sums of the epoch."""
+        """Put what the weights mean beside them, the last validation figures, and every rank's sums of the epoch.
+
+        Raises:
+            DivergedError: on all ranks, where the sums of one are not finite.
+        """
         own = checkpoint.setdefault(CHECKPOINT_KEY, {})
-        sums = [[float(metric.mean_value), float(metric.weight)] for metric in self._epoch_means()]
-        own.update(self.description, val=self.last_val, epoch_sums=all_gather_objects(sums))
+        sums = all_gather_objects([[float(metric.mean_value), float(metric.weight)] for metric in self._epoch_means()])
+        if not np.isfinite(sums).all():
+            raise DivergedError(f"train/loss is not finite in epoch {self.current_epoch + 1}: {ADVICE}")
+        own.update(self.description, val=self.last_val, epoch_sums=sums)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the figures up again. Sums are this rank's own: added up in another order they would round otherwise."""
@@ -203,3 +224,14 @@ class BinCounter(pl.LightningModule):
 
     def _epoch_means(self) -> tuple[Any, Any]:
         return self.train_loss, self.train_accuracy
+
+
+def _find_problem(split: str, probabilities: Tensor, loss: Tensor | None) -> str | None:
+    """Return what is not finite on any rank; None: everything is finite."""
+    num_bad = int((~probabilities.isfinite().all(dim=1)).sum())
+    loss_value = 0.0 if loss is None else float(loss)
+    ranks = all_gather_objects((num_bad, len(probabilities), loss_value))
+    bad, total = (sum(rank[place] for rank in ranks) for place in (0, 1))
+    if bad:
+        return f"the outputs of {bad} of {total} {split} photos are not finite"
+    return next((f"{split}/loss is {rank[2]}" for rank in ranks if not math.isfinite(rank[2])), None)

@@ -21,6 +21,7 @@ from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError, InputError, UserError
 from binventory.files import write_bytes, write_json
 from binventory.models.backbones import make_backbone
+from binventory.models.finite import DivergedError, find_not_finite, finite_probabilities
 from binventory.models.network import BinNetwork
 from binventory.objectives import make_objective, num_outputs
 
@@ -46,9 +47,15 @@ def describe(config: Any, preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def save_bundle(folder: Path, network: BinNetwork, description: dict[str, Any]) -> None:
-    """Write `weights.safetensors` and `bundle.json` into a folder, the description last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `weights.safetensors` and `bundle.json` into a folder, the description last.
+
+    Raises:
+        DivergedError: weights are not finite; nothing is written.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if name := find_not_finite(state):
+        raise DivergedError(f"{name} holds NaN or infinity: such weights make no bundle")
+    folder.mkdir(parents=True, exist_ok=True)
     weights = save(state)
     write_bytes(folder / WEIGHTS, weights)
     digest = hashlib.sha256(weights).hexdigest()
@@ -83,9 +90,11 @@ class Bundle:
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """Compute probabilities (B, C) float32 over `counts`, on the CPU, from pixels (B, 3, H, W) uint8."""
-        probabilities: Tensor = self.objective.probabilities(self.outputs(pixels)).float().cpu()
-        return probabilities
+        """Compute probabilities (B, C) float32 over `counts`, on the CPU, from pixels (B, 3, H, W) uint8.
+
+        A photo whose outputs are not all finite has NaN.
+        """
+        return finite_probabilities(self.objective, self.outputs(pixels)).float().cpu()
 
 
 def find_bundle(run: Path) -> Path:
@@ -146,6 +155,8 @@ def _build(folder: Path, description: dict[str, Any], weights: bytes, device: to
             f"{folder / WEIGHTS}: not the weights of this bundle ({str(error).splitlines()[0][:200]});"
             " copy the whole bundle folder"
         ) from error
+    if name := find_not_finite(network.state_dict()):
+        raise InputError(f"{folder / WEIGHTS}: {name} holds NaN or infinity: this model diverged; name another run")
     network.eval().to(device)
     made: nn.Module = make_objective(objective, counts).to(device)
     return Bundle(network, made, counts, preprocessing, device, description)

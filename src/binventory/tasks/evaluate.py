@@ -17,7 +17,7 @@ from binventory.files import write_json
 from binventory.metrics.counting import CountingMetrics
 from binventory.reports.table import print_results
 from binventory.serving.bundle import load_bundle
-from binventory.tasks.predictions import prediction_row, write_csv
+from binventory.tasks.predictions import failures, none_answered, prediction_row, write_csv
 from binventory.tasks.scoring import score_photos
 
 
@@ -50,7 +50,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> float:
     write_csv(run_dir / "predictions.csv", rows, bundle.counts)
     pairs = [(photo.quantity, found) for photo, (found, _) in zip(photos, scored, strict=True) if found is not None]
     if not pairs:
-        raise InputError(f"source={config.source}: none of {len(rows)} photos could be read, first: {rows[0]['error']}")
+        raise InputError(f"source={config.source}: {none_answered([error for _, error in scored])}")
     metrics = CountingMetrics(bundle.counts)
     metrics.update(
         torch.tensor([found for _, found in pairs]),
@@ -65,11 +65,8 @@ def run(config: EvaluateConfig, run_dir: Path) -> float:
         "images_per_second": round(len(pairs) / seconds, 3),
     }
     write_json(run_dir / "metrics.json", figures)
-    if len(pairs) < len(rows):
-        print(
-            f"{len(rows) - len(pairs)} photos could not be read: see the error column of predictions.csv",
-            file=sys.stderr,
-        )
+    if failed := failures(error for _, error in scored):
+        print(f"photos left out: {failed}; see the error column of predictions.csv", file=sys.stderr)
     print_results(figures, run_dir)
     return float(figures["test"]["accuracy"])
 

@@ -19,7 +19,7 @@ from binventory.errors import InputError
 from binventory.files import atomic_path
 from binventory.reports.contact_sheet import save_contact_sheet
 from binventory.serving.bundle import load_bundle
-from binventory.tasks.predictions import columns, prediction_row, write_csv
+from binventory.tasks.predictions import columns, failures, none_answered, prediction_row, write_csv
 from binventory.tasks.scoring import score_photos
 
 
@@ -51,7 +51,7 @@ def run(config: PredictConfig, run_dir: Path) -> int:
     read = [row for row in rows if row["error"] is None]
     if not read:
         raise InputError(
-            f"input={config.input}: none of {len(rows)} photos could be read, first: {rows[0]['error']};"
+            f"input={config.input}: {none_answered([row['error'] for row in rows])};"
             f" the reasons are in {run_dir / 'predictions.csv'}"
         )
     if config.contact_sheet:
@@ -86,8 +86,8 @@ def _say(rows: Sequence[dict[str, Any]], counts: Sequence[int], run_dir: Path) -
     for count in counts:
         table.add_row(str(count), str(sum(row["predicted"] == count for row in read)))
     Console().print(table)
-    print(f"{len(read)} of {len(rows)} photos predicted", end="")
-    print(f", {len(rows) - len(read)} could not be read (see the error column)" if len(read) < len(rows) else "")
+    failed = failures(row["error"] for row in rows)
+    print(f"{len(read)} of {len(rows)} photos predicted{f', {failed} (see the error column)' if failed else ''}")
     if labelled:
         agree = sum(row["predicted"] == row["quantity"] for row in labelled)
         print(f"{agree} of {len(labelled)} recorded quantities agree")

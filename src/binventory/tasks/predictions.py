@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from binventory.data.loader import Bins
 from binventory.data.text import utf8
 from binventory.files import write_text
+
+NOT_FINITE = "the model's outputs are not finite numbers"
+
+
+def answer(probabilities: Sequence[float]) -> tuple[Sequence[float] | None, str | None]:
+    """Return (probabilities (C,), None), or (None, the reason) where they are not finite and so no answer."""
+    return (probabilities, None) if all(map(math.isfinite, probabilities)) else (None, NOT_FINITE)
+
+
+def none_answered(errors: Sequence[str | None]) -> str:
+    """Return that no photo has an answer and the first reason, for one line; `errors` has one entry per photo."""
+    verb = "predicted" if errors[0] == NOT_FINITE else "read"
+    return f"none of {len(errors)} photos could be {verb}, first: {errors[0]}"
+
+
+def failures(errors: Iterable[str | None]) -> str:
+    """Return how many photos have no answer and why, for one line; empty: all have one."""
+    found = [error for error in errors if error is not None]
+    not_finite = found.count(NOT_FINITE)
+    kinds = ((len(found) - not_finite, "could not be read"), (not_finite, "without finite outputs of the model"))
+    return ", ".join(f"{number} {kind}" for number, kind in kinds if number)
 
 
 def columns(counts: Sequence[int]) -> list[str]:
@@ -63,13 +85,13 @@ def write_predictions(
     Args:
         run_dir: the run folder.
         bins: the test split.
-        probabilities: (C,) by position in the split; a bin without any gets a row with an error.
+        probabilities: (C,) by position in the split; a bin without any, or without finite ones, gets a row with an
+            error.
         counts: the quantities that are classes.
     """
     rows = []
     for place, (bin_id, path, target) in enumerate(zip(bins.ids, bins.paths, bins.targets, strict=True)):
-        found = probabilities.get(place)
-        error = None if found is not None else "not evaluated"
+        found, error = answer(probabilities[place]) if place in probabilities else (None, "not evaluated")
         rows.append(prediction_row(bin_id, path, counts[target], found, counts, error))
     write_csv(run_dir / "predictions.csv", rows, counts)
     return rows

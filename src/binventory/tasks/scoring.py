@@ -16,6 +16,7 @@ from binventory.data.inputs import InputPhoto
 from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
 from binventory.serving.bundle import Bundle
+from binventory.tasks.predictions import answer
 
 # Photos decoded ahead of the network, in batches.
 AHEAD_BATCHES = 2
@@ -23,8 +24,8 @@ AHEAD_BATCHES = 2
 
 def score_photos(
     bundle: Bundle, photos: Sequence[InputPhoto], *, batch_size: int, num_workers: int | None, label: str
-) -> list[tuple[list[float] | None, str | None]]:
-    """Compute the probabilities of every photo that can be read.
+) -> list[tuple[Sequence[float] | None, str | None]]:
+    """Compute the probabilities of every photo that can be read and for which they are finite.
 
     Args:
         bundle: the model.
@@ -36,14 +37,14 @@ def score_photos(
     Returns:
         One (probabilities over `bundle.counts` or None, error or None) per photo, in order.
     """
-    results: list[tuple[list[float] | None, str | None]] = []
+    results: list[tuple[Sequence[float] | None, str | None]] = []
     pixels: list[Tensor] = []
     places: list[int] = []
 
     def flush() -> None:
         if pixels:
             for place, row in zip(places, bundle.probabilities(torch.stack(pixels)).tolist(), strict=True):
-                results[place] = (row, None)
+                results[place] = answer(row)
             pixels.clear()
             places.clear()
 

@@ -29,6 +29,7 @@ from binventory.errors import ConfigError
 from binventory.files import write_json
 from binventory.launch.runner import Pruned
 from binventory.models.backbones import freeze, make_backbone
+from binventory.models.finite import ADVICE, DivergedError, find_not_finite
 from binventory.models.module import CHECKPOINT_KEY, BinCounter
 from binventory.models.network import BinNetwork
 from binventory.objectives import make_objective, num_outputs
@@ -93,8 +94,11 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
         }
         rows = {place: row for part in all_gather_objects(_by_place(module)) for place, row in part.items()}
         if trainer.is_global_zero:
-            save_bundle(run_dir / "bundle", module.network, module.description)
             predictions = write_predictions(run_dir, data.bins("test"), rows, list(config.data.counts))
+        if module.test_problem is not None:
+            raise DivergedError(f"{module.test_problem}, see predictions.csv: {ADVICE}")
+        if trainer.is_global_zero:
+            save_bundle(run_dir / "bundle", module.network, module.description)
             write_json(run_dir / "metrics.json", figures)
             log_results(trainer.loggers, figures, predictions, data.bins("test").paths, trainer.global_step)
     if trainer.is_global_zero:
@@ -199,6 +203,8 @@ def _load_chosen(module: BinCounter, run_dir: Path, name: str) -> dict[str, Any]
     """Load the weights of the best epoch (where nothing chooses: of the last) and return what is known of them."""
     # Rank 0 wrote the file; another machine has none.
     checkpoint = from_rank_0(lambda: read_checkpoint(run_dir / "checkpoints" / name))
+    if weights := find_not_finite(checkpoint["state_dict"]):
+        raise DivergedError(f"checkpoints/{name}: {weights} holds NaN or infinity: {ADVICE}")
     module.load_state_dict(checkpoint["state_dict"])
     chosen: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
     return chosen

@@ -159,7 +159,8 @@ class Search:
 
     def _new_values(self, job: SweepJob, trial: Trial) -> list[tuple[int, float]]:
         known = self._study.trials[trial.number].intermediate_values
-        return [(epoch, value) for epoch, value in self._sweep.values(job) if epoch not in known]
+        values = self._sweep.values(job)
+        return [(epoch, value) for epoch, value in values if epoch not in known and math.isfinite(value)]
 
     def _tell(self, job: SweepJob, trial: Trial) -> None:
         """Tell the study how a job ended; a preempted one stays running there, for the next process."""
@@ -168,7 +169,7 @@ class Search:
         trial.set_user_attr(RUN_DIR, self._sweep.record.place(job) or "unknown")
         # A job that ended after its sweep was killed has its figures only.
         value = job.value if job.value is not None else job.metrics.get(self._metric)
-        if job.state == "done" and value is not None and not math.isnan(value):
+        if job.state == "done" and value is not None and math.isfinite(value):
             self._study.tell(trial, value)
         elif job.state == "pruned":
             self._study.tell(trial, state=TrialState.PRUNED)

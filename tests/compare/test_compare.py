@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from binventory.cli import app
 from binventory.compare.find import find_runs
+from binventory.compare.page import best_runs
 from binventory.compare.table import compare
 from binventory.errors import ConfigError
 from binventory.files import write_json
@@ -177,6 +178,74 @@ def test_only_what_differs_in_the_configs_is_shown(tmp_path: Path) -> None:
     other = make_run(tmp_path / "d", right(5), config={"source": "elsewhere"})
     write_state(other, "done", task="binventory.tasks.evaluate:run")
     assert set(compare([str(tmp_path)], "test/accuracy").differing) == {"optimizer.momentum", "data.counts"}
+
+
+SYNTHETIC = {"_target_": "binventory.data.sources.synthetic.SyntheticSource", "num_bins": 240, "photo_size": 96}
+TABLE = {"_target_": "binventory.data.sources.table.TableSource"}
+
+
+def over_sources(folder: Path) -> None:
+    """Four jobs that differ in source, learning rate and seed, and in keys that hang on the source."""
+    for job, (reader, lr, seed) in enumerate(
+        [(SYNTHETIC, 0.1, 0), (SYNTHETIC | {"num_bins": 480}, 0.1, 1), (TABLE, 0.2, 0), (TABLE, 0.2, 1)]
+    ):
+        data = {"reader": reader, "source": f"source{job // 2}", "split": ["grouped", "report"][job // 2]}
+        config = {"data": data, "optimizer": {"lr": lr}, "seed": seed, "paths": {"output_dir": f"out{job}"}}
+        varied = [f"seed={seed}", f"optimizer.lr={lr}", "trainer.max_epochs=3"]
+        make_run(folder / f"job{job}", right(5), config=config, provenance={"overrides": varied})
+
+
+def test_each_key_that_differs_is_a_column_and_what_was_varied_comes_first(tmp_path: Path) -> None:
+    over_sources(tmp_path / "runs")
+    columns = ["seed", "optimizer.lr", "data.source", "data.reader", "data.split", "paths.output_dir"]
+    result = invoke(tmp_path / "runs", "--csv", tmp_path / "t.csv", "--markdown", tmp_path / "t.md")
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert [name.removeprefix("config.") for name in rows[0] if name.startswith("config.")] == columns
+    assert {row["run"]: row["config.data.reader"] for row in rows} == {
+        "job0": "SyntheticSource num_bins=240", "job1": "SyntheticSource num_bins=480",
+        "job2": "TableSource", "job3": "TableSource",
+    }  # fmt: skip
+    header = (tmp_path / "t.md").read_text().splitlines()[2]
+    assert header.replace("\\", "").split(" | ")[2:8] == columns
+    narrow = CliRunner().invoke(app, ["compare", str(tmp_path / "runs")], env={"COLUMNS": "80"}).stdout
+    for said in (result.stdout, narrow):
+        shown = [
+            cell.strip() for line in said.splitlines() if "run" in line and "┃" in line for cell in line.split("┃")
+        ]
+        assert [name for name in shown if name in columns] == columns, said
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+def test_options_of_one_class_and_of_many_are_told_apart(tmp_path: Path) -> None:
+    """A class with an option of its own has it in the class's column, an option of all classes is a column."""
+    sgd, adamw = ({"_target_": f"torch.optim.{name}"} for name in ("SGD", "AdamW"))
+    for name, optimizer in (
+        ("a", sgd | {"lr": 0.1, "momentum": 0.9}), ("b", sgd | {"lr": 0.1, "momentum": 0.5}),
+        ("c", adamw | {"lr": 0.2, "betas": [0.9, 0.99]}),
+    ):  # fmt: skip
+        make_run(tmp_path / "two" / name, right(5), config={"optimizer": optimizer})
+        if name != "c":
+            make_run(tmp_path / "one" / name, right(5), config={"optimizer": optimizer})
+    comparison = compare([str(tmp_path / "two")], "test/accuracy")
+    by_name = {column.name: column for column in comparison.columns}
+    assert list(by_name) == ["optimizer.lr", "optimizer"]
+    assert {run.name: by_name["optimizer"].text(run) for run in comparison.runs} == {
+        "a": "SGD momentum=0.9", "b": "SGD momentum=0.5", "c": "AdamW"
+    }  # fmt: skip
+    alone = compare([str(tmp_path / "one")], "test/accuracy")
+    assert [column.name for column in alone.columns] == ["optimizer.momentum"]
+
+
+def test_the_best_is_one_of_runs_on_the_same_photos(tmp_path: Path) -> None:
+    """Validation figures, too: a is better than b, c better than d, on other photos; e says not on which."""
+    for name, accuracy in (("a", 0.6), ("b", 0.5), ("c", 0.9), ("d", 0.8), ("e", 0.95)):
+        fingerprint = None if name == "e" else ("1" if name in "ab" else "2") * 64
+        run = make_run(tmp_path / "runs" / name, right(5), fingerprint=fingerprint)
+        figures = json.loads((run / "metrics.json").read_text())
+        write_json(run / "metrics.json", {**figures, "val": {"accuracy": accuracy, "num_images": 20}})
+    comparison = compare([str(tmp_path / "runs")], "val/accuracy")
+    best = {comparison.runs[place].name for place in best_runs(comparison, "val/accuracy")}
+    assert best == {"a", "c"}
 
 
 def test_runs_are_best_first_and_those_without_a_figure_last(tmp_path: Path) -> None:

@@ -167,6 +167,16 @@ def test_paper_is_white_whatever_the_scheme(made: Path, chromium: Any) -> None:
         assert tab.texts("select, button, input") == []
 
 
+def test_a_phone_shows_less_of_everything_at_first(made: Path, chromium: Any) -> None:
+    with opened(chromium, made, width=390) as tab:
+        assert len(tab.texts("#photos .card")) == 4
+        assert len(tab.texts("#matrices figure")) == 2
+        assert len(tab.texts("#pairs-table tbody tr")) == 8
+        assert tab.page.evaluate("document.documentElement.scrollHeight") < 7000
+        names = tab.page.evaluate("document.getElementById('group-chart').data.map((one) => one.name)")
+        assert names == [*(f"group {number}" for number in range(1, 7)), "mean"]
+
+
 def test_nothing_is_wider_than_the_window(made: Path, chromium: Any) -> None:
     with opened(chromium, made, width=400) as tab:
         for width in (400, 1600):

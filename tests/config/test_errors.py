@@ -85,6 +85,8 @@ MISTAKES = [
     ("optimizer=adamw optimizer.betas=[2,3]", ["optimizer.betas=[2, 3]", "below 1"]),
     ("optimizer=adamw optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "two values"]),
     ("optimizer.lr=inf", ["optimizer.lr=inf", "finite"]),
+    ("optimizer=adamw optimizer._target_=torch.optim.Adam optimizer.betas=0.9", ["optimizer.betas=0.9", "two values"]),
+    ("optimizer=adamw optimizer._target_=torch.optim.Adam optimizer.lr=-1", ["Adam", "Invalid learning rate: -1"]),
     ("optimizer._target_=.foo.bar", ["optimizer._target_=.foo.bar"]),
     ("optimizer._target_=builtins.dict", ["optimizer._target_=builtins.dict"]),
     ("data.file_list=reprot", ["data.file_list=reprot", "no such file"]),

@@ -17,6 +17,7 @@ import pytest
 
 from binventory.data.decode import PhotoError, decode_rgb, read_photo
 from binventory.data.index import build_index
+from binventory.data.preprocess import Preprocessing
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.imagefolder import ImageFolderSource
 from binventory.data.sources.table import read_rows
@@ -259,7 +260,7 @@ def test_photo_that_goes_while_it_is_predicted_costs_its_cell_only(
     source: Source, trained: Path, folder: Path, tmp_path: Path
 ) -> None:
     rows = [{"id": "1", "path": "x", "quantity": 1, "predicted": 2, "p_1": 0.4, "p_2": 0.6}]
-    save_contact_sheet(tmp_path / "sheet.png", rows, [tmp_path / "gone.jpg"], [1, 2], 5)
+    save_contact_sheet(tmp_path / "sheet.png", rows, [tmp_path / "gone.jpg"], [1, 2], 5, Preprocessing(32))
     assert decode_rgb((tmp_path / "sheet.png").read_bytes(), "sheet.png").width > 200
 
 

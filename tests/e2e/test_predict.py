@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from binventory.cli import app
+from binventory.reports.contact_sheet import CELL, GAP, HEADER
 from binventory.serving.bundle import load_bundle, save_bundle
 from tests.running import TINY, Run, latest
 
@@ -80,6 +81,49 @@ def test_parquet_and_contact_sheet(trained: Path, photos: Path, run: Run, capsys
     assert 200 < sheet.height < 500
     said = capsys.readouterr().out
     assert "8 of 12 photos predicted, 4 could not be read" in said
+
+
+@pytest.mark.parametrize(
+    ("resize", "shown"),
+    [
+        # colour at the left edge, left of the middle, right of it, at the right edge of the cell
+        ("squash", ["red", "red", "blue", "blue"]),
+        ("letterbox", ["red", "red", "blue", "blue"]),
+        ("crop", ["grey", "grey", "grey", "grey"]),
+    ],
+)
+def test_the_contact_sheet_shows_what_the_model_saw(
+    resize: str, shown: list[str], trained: Path, tmp_path: Path, run: Run
+) -> None:
+    """Of a photo of two boxes, one at each end; with resize=crop it saw what is between them."""
+    bundle, photos = tmp_path / "bundle", tmp_path / "photos"
+    shutil.copytree(trained / "bundle", bundle)
+    described = json.loads((bundle / "bundle.json").read_text())
+    described["preprocessing"]["resize"] = resize
+    (bundle / "bundle.json").write_text(json.dumps(described))
+    photo = Image.new("RGB", (600, 200), "grey")
+    for colour, left in (("red", 0), ("blue", 400)):
+        photo.paste(colour, (left, 0, left + 200, 200))
+    photos.mkdir()
+    photo.save(photos / "two_boxes.png")
+    sheet = Image.open(run("predict", f"run={bundle}", f"input={photos}") / "contact_sheet.png")
+    found = [sheet.getpixel((GAP + x, HEADER + CELL // 2)) for x in (4, 50, 150, CELL - 5)]
+    assert found == [ImageColor.getrgb(name) for name in shown]
+
+
+def test_quantities_that_the_model_cannot_name_do_not_disagree(
+    trained: Path, photos: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tests = read_csv(trained / "predictions.csv")[:8]
+    quantities = [9, 0, *(row["quantity"] for row in tests[2:])]
+    lines = [f"{photos / Path(row['path']).name},{quantity}" for row, quantity in zip(tests, quantities, strict=True)]
+    (photos / "table.csv").write_text("\n".join(["path,quantity", *lines]) + "\n")
+    done = run("predict", f"run={trained}", f"input={photos}/table.csv")
+    right = sum(row["predicted"] == row["quantity"] for row in tests[2:])
+    said = capsys.readouterr().out
+    assert f"{right} of 6 recorded quantities agree; 2 more are outside the model's counts [1, 2, 3, 4, 5]" in said
+    result = CliRunner().invoke(app, ["compare", str(done), "--csv", str(photos / "runs.csv")])
+    assert "2 photos have a quantity outside its counts" in result.output, result.output
 
 
 def test_nothing_readable_is_exit_2_and_the_reasons_are_kept(

@@ -15,7 +15,7 @@ from binventory.config.capture import load_config, redact, to_plain
 from tests.running import TINY, run_here
 from tests.wandb.read_back import Attempt, attempts_of
 
-SMALL = [*TINY, "logger=[csv,wandb]"]
+SMALL = [*TINY, "logger=[csv,wandb]", "trainer.log_every_n_steps=100"]  # an epoch a row, no single steps
 STOPPING = ["objective._target_=tests.wandb.stopping.Stopping", "+objective.at=9"]  # of 6 steps an epoch: in epoch 2
 PHOTOS = 3
 
@@ -212,7 +212,7 @@ def test_from_an_earlier_step_nothing_is_lost_and_tensorboard_shows_nothing_twic
 
     run = train(
         workplace, *TINY, STOPPING[0], "+objective.at=15", "+objective.does=raise", "logger=[tensorboard,wandb]",
-        "trainer.max_epochs=3", exit_code=1,
+        "trainer.max_epochs=3", "trainer.log_every_n_steps=4", exit_code=1,
     )  # fmt: skip
     (run / "checkpoints" / "last.ckpt").unlink()  # that of epoch 2: the one before it is taken
     train(workplace, f"resume={run}")
@@ -228,5 +228,10 @@ def test_from_an_earlier_step_nothing_is_lost_and_tensorboard_shows_nothing_twic
     for name in ("train/loss", "val/accuracy", "lr"):
         shown = [(scalar.step + 1, scalar.value) for scalar in events.Scalars(name)]
         assert shown == [(row["step"], pytest.approx(row[name])) for row in rows]
+    every_fourth = list(range(4, int(rows[-1]["step"]) + 1, 4))
+    for name in ("train/loss_step", "lr_step"):
+        assert [scalar.step + 1 for scalar in events.Scalars(name)] == every_fourth
+    logged = [[row["step"] for row in attempt.history if "lr_step" in row] for attempt in attempts_of(run)]
+    assert logged == [every_fourth[:3], every_fourth[1:]]  # of steps 1 to 14, and from 7 on
     (tested,) = events.Scalars("test/accuracy")
     assert tested.value == pytest.approx(read(run / "metrics.json")["test"]["accuracy"])

@@ -16,7 +16,7 @@ REFRESH_S = 0.5
 
 
 class ProgressReport(pl.Callback):
-    """Epoch, step, loss, accuracy, images per second and the time left.
+    """Epoch, step, mean loss and accuracy of the epoch so far, images per second and the time left.
 
     Args:
         every_n_steps: optimizer steps between two plain lines where stdout is no terminal.
@@ -73,7 +73,7 @@ class ProgressReport(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Say where the run is, now and then: reading the loss waits for the device."""
+        """Say where the run is, now and then: reading the figures waits for the device."""
         self._epoch_images += len(batch.position) * trainer.world_size
         if not trainer.is_global_zero:
             return
@@ -82,10 +82,10 @@ class ProgressReport(pl.Callback):
         if self._bar is not None and self._task is not None:
             if now - self._shown >= REFRESH_S or last:
                 self._shown = now
-                self._bar.update(self._task, completed=done, said=self._said(trainer, pl_module, outputs, batch_idx))
+                self._bar.update(self._task, completed=done, said=self._said(trainer, pl_module, batch_idx))
         elif last or done % (self.every_n_steps * trainer.accumulate_grad_batches) == 0:
             place = f"{self._epoch_name(trainer)} step {done}/{trainer.num_training_batches}"
-            print(f"{place}  {self._said(trainer, pl_module, outputs, batch_idx)}", flush=True)
+            print(f"{place}  {self._said(trainer, pl_module, batch_idx)}", flush=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the training clock, if no validation did, and say what the epoch came to."""
@@ -129,10 +129,9 @@ class ProgressReport(pl.Callback):
     def _epoch_name(self, trainer: pl.Trainer) -> str:
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
-    def _said(self, trainer: pl.Trainer, module: Any, outputs: Any, batch_idx: int) -> str:
-        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs) * trainer.accumulate_grad_batches
-        accuracy = module.train_accuracy
-        seen = float(accuracy.mean_value / accuracy.weight) if float(accuracy.weight) else 0.0
+    def _said(self, trainer: pl.Trainer, module: Any, batch_idx: int) -> str:
+        # Both of the same photos: those of the epoch so far, of this rank.
+        loss, seen = (float(mean.mean_value / mean.weight) for mean in (module.train_loss, module.train_accuracy))
         speed = self._epoch_images / max(1e-9, time.perf_counter() - self._epoch_started)
         return f"loss {loss:.4f}  accuracy {seen:.3f}  {speed:.0f} img/s  ETA {self._time_left(trainer, batch_idx + 1)}"
 

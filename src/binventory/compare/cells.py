@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from binventory.compare.run import Run, plain_text
-from binventory.compare.table import Comparison, SeedGroup
+from binventory.compare.columns import Column
+from binventory.compare.table import SEED_KEY, Comparison, SeedGroup
 from binventory.data.text import printable
 
 SHOWN = ("test/accuracy", "test/rmse", "test/within_one", "val/accuracy", "train_seconds")  # CSV has all of them
 WHOLE = ("epochs", "best_epoch", "train_seconds", "images_per_second", "test/num_images", "val/num_images")
 MISSING = "-"
 LEVEL = 0.05  # of p: below, two runs differ by more than chance
-MAX_CONFIG_VALUES = 8  # in one cell
 
 
 def shown_metrics(comparison: Comparison) -> list[str]:
@@ -21,18 +18,9 @@ def shown_metrics(comparison: Comparison) -> list[str]:
     return [name for name in dict.fromkeys((comparison.metric, *SHOWN)) if name in known]
 
 
-def config_headings(keys: Sequence[str], max_columns: int) -> list[str]:
-    """Return a heading for each key; where these would be too many, one for all."""
-    return [heading(key) for key in keys] if len(keys) <= max_columns else ["config"]
-
-
-def config_cells(run: Run, keys: Sequence[str], max_columns: int) -> list[str]:
-    """Return a cell for each key; where these would be too many, one cell for all."""
-    if len(keys) <= max_columns:
-        return [value_text(run, key) for key in keys]
-    said = [f"{heading(key)}={value_text(run, key)}" for key in keys if run.config is not None and key in run.config]
-    more = f" … {len(said) - MAX_CONFIG_VALUES} more" if len(said) > MAX_CONFIG_VALUES else ""
-    return [" ".join(said[:MAX_CONFIG_VALUES]) + more or MISSING]
+def without_seed(comparison: Comparison) -> list[Column]:
+    """Return the columns of the config in which seed groups differ."""
+    return [column for column in comparison.columns if column.name != SEED_KEY]
 
 
 def letters_of_test_sets(comparison: Comparison) -> dict[int, str]:
@@ -44,9 +32,13 @@ def letters_of_test_sets(comparison: Comparison) -> dict[int, str]:
     return names
 
 
-def value_text(run: Run, key: str, missing: str = MISSING) -> str:
-    """Return the value of a config key as YAML would have it in one line."""
-    return plain_text(run.config[key]) if run.config is not None and key in run.config else missing
+def left_out(comparison: Comparison) -> list[str]:
+    """Return a line for each run with photos that its model cannot name the quantity of."""
+    return [
+        f"{printable(comparison.labels[place], 200)}: {times(number, 'photo')} {'has' if number == 1 else 'have'} a"
+        " quantity outside its counts; left out."
+        for place, number in comparison.unnamed.items()
+    ]
 
 
 def heading(name: str) -> str:

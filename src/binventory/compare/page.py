@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,27 +13,27 @@ from urllib.parse import quote
 
 from binventory.compare.cells import (
     LEVEL,
-    config_cells,
-    config_headings,
     figure_text,
     heading,
+    left_out,
     letters_of_test_sets,
     mean_std,
     shown_metrics,
     times,
+    without_seed,
 )
+from binventory.compare.columns import Column
 from binventory.compare.page_data import MAX_VISIBLE, color_numbers, page_data, shown_labels, winners
 from binventory.compare.page_published import REMARKS, published_rows
 from binventory.compare.paired import Pair
 from binventory.compare.render import write_file
 from binventory.compare.run import STATES, Run, plain_text
-from binventory.compare.table import SEED_KEY, Comparison
+from binventory.compare.table import Comparison
 from binventory.data.text import printable
 from binventory.metrics.direction import direction
 from binventory.reports.html import render_page
 
 TEMPLATE = Path(__file__).resolve().parent / "assets" / "compare.html"
-MAX_CONFIG_COLUMNS = 6
 MAX_SENTENCES = 4
 
 Values = dict[str, Any]
@@ -90,16 +90,16 @@ def _warnings(comparison: Comparison) -> list[str]:
         )
     if any(same.fingerprint is None and len(same.runs) > 1 for same in comparison.test_sets):
         lines.append("Runs without a data fingerprint were matched by ids and quantities only: photos may differ.")
-    return lines
+    return lines + left_out(comparison)
 
 
 def _runs(comparison: Comparison, page: Path) -> Values:
-    runs, keys, metrics = comparison.runs, comparison.differing, shown_metrics(comparison)
+    runs, columns, metrics = comparison.runs, comparison.columns, shown_metrics(comparison)
     labels, colors = shown_labels(comparison), color_numbers(comparison)
     letters = letters_of_test_sets(comparison)
     groups = {place: str(number) for number, group in enumerate(comparison.groups, 1) for place in group.runs}
-    best = {name: _best(comparison, name) for name in metrics}
-    numeric = [len(keys) <= MAX_CONFIG_COLUMNS and _is_numeric(runs, key) for key in keys]
+    best = {name: best_runs(comparison, name) for name in metrics}
+    numeric = [_is_numeric(runs, column) for column in columns]
     rows = [
         {
             "label": labels[place],
@@ -111,7 +111,10 @@ def _runs(comparison: Comparison, page: Path) -> Values:
             "task": run.task or "-",
             "group": groups.get(place, "-"),
             "test_set": letters.get(place, "-"),
-            "config": _config(run, keys, numeric),
+            "config": [
+                {"text": column.text(run), "order": column.value(run) if is_number else None, "is_number": is_number}
+                for column, is_number in zip(columns, numeric, strict=True)
+            ],
             "figures": [
                 _cell(figure_text(name, run.figures.get(name)), run.figures.get(name), is_best=place in best[name])
                 for name in metrics
@@ -120,15 +123,14 @@ def _runs(comparison: Comparison, page: Path) -> Values:
         }
         for place, run in enumerate(runs)
     ]
-    headings = config_headings(keys, MAX_CONFIG_COLUMNS)
     return {
         "runs": rows,
         "has_tasks": len({run.task for run in runs}) > 1,
         "has_sets": len(comparison.test_sets) > 1,
         "has_problems": any(run.problem for run in runs),
         "config_headings": [
-            {"name": name, "is_number": len(headings) == len(keys) and numeric[place]}
-            for place, name in enumerate(headings)
+            {"name": heading(column.name), "is_number": is_number}
+            for column, is_number in zip(columns, numeric, strict=True)
         ],
         "metrics": [{"name": heading(name), "first": _first(name)} for name in metrics],
     }
@@ -142,34 +144,38 @@ def _cell(text: str, order: float | None, *, is_best: bool = False) -> Values:
     return {"text": text, "order": order, "is_best": is_best}
 
 
-def _config(run: Run, keys: Sequence[str], numeric: Sequence[bool]) -> list[Values]:
-    texts = config_cells(run, keys, MAX_CONFIG_COLUMNS)
-    if len(texts) != len(keys):
-        return [{"text": text, "order": None, "is_number": False} for text in texts]
-    return [
-        {"text": text, "order": (run.config or {}).get(key) if is_number else None, "is_number": is_number}
-        for key, text, is_number in zip(keys, texts, numeric, strict=True)
-    ]
+def _is_numeric(runs: Sequence[Run], column: Column) -> bool:
+    values = [value for run in runs if (value := column.value(run)) is not None]
+    return bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _is_numeric(runs: Sequence[Run], key: str) -> bool:
-    values = [run.config[key] for run in runs if run.config is not None and run.config.get(key) is not None]
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _best(comparison: Comparison, name: str) -> set[int]:
-    """Return the finished runs that are best by a figure: of those on one test set, where it is a figure of that."""
-    done = [place for place, run in enumerate(comparison.runs) if run.is_done and name in run.figures]
-    rivals = [done]
-    if name.startswith("test/"):
-        rivals = [[place for place in same.runs if place in done] for same in comparison.test_sets]
+def best_runs(comparison: Comparison, name: str) -> set[int]:
+    """Return the finished runs that are best by a figure, of those whose figures are of the same photos."""
+    rivals: dict[Hashable, list[int]] = {}
+    for place, run in enumerate(comparison.runs):
+        if run.is_done and name in run.figures:
+            rivals.setdefault(_photos_of(comparison, place, name), []).append(place)
     best: set[int] = set()
-    for places in rivals:
+    for photos, places in rivals.items():
+        if photos is None:
+            continue
         if len(places) > 1:
             values = {place: comparison.runs[place].figures[name] for place in places}
             top = (max if direction(name) == "max" else min)(values.values())
             best |= {place for place, value in values.items() if value == top}
     return best
+
+
+def _photos_of(comparison: Comparison, place: int, name: str) -> Hashable:
+    """Return what is the same for runs whose figure is of the same photos; None where a run does not say of which."""
+    run, split = comparison.runs[place], name.partition("/")[0]
+    test_set = letters_of_test_sets(comparison).get(place)
+    if split == "test":
+        return test_set
+    # A fingerprint covers photos, quantities and split. Without one, runs are held together as their test sets are.
+    source = run.fingerprint or test_set
+    num_images = run.figures.get("val/num_images") if split == "val" else None  # seconds hang on the photos, too
+    return None if source is None else (source, num_images)
 
 
 def _link(folder: Path, base: Path) -> str:
@@ -179,19 +185,19 @@ def _link(folder: Path, base: Path) -> str:
 
 def _groups(comparison: Comparison) -> Values:
     metrics = shown_metrics(comparison)
-    keys = [key for key in comparison.differing if key != SEED_KEY]
+    columns = without_seed(comparison)
     rows = [
         {
             "name": str(number),
             "color": number - 1,
             "num_runs": len(group.runs),
             "seeds": ", ".join(map(plain_text, group.seeds)),
-            "config": config_cells(comparison.runs[group.runs[0]], keys, MAX_CONFIG_COLUMNS),
+            "config": [column.text(comparison.runs[group.runs[0]]) for column in columns],
             "figures": [_cell(mean_std(name, group), group.means.get(name)) for name in metrics],
         }
         for number, group in enumerate(comparison.groups, 1)
     ]
-    return {"groups": rows, "group_headings": config_headings(keys, MAX_CONFIG_COLUMNS)}
+    return {"groups": rows, "group_headings": [heading(column.name) for column in columns]}
 
 
 def _pairs(comparison: Comparison) -> Values:

@@ -7,11 +7,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from binventory.compare.cells import LEVEL, heading, letters_of_test_sets, shown_metrics, value_text
+from binventory.compare.cells import LEVEL, heading, letters_of_test_sets, shown_metrics, without_seed
+from binventory.compare.columns import Column
 from binventory.compare.disagree import DisputedPhoto
 from binventory.compare.paired import Pair
 from binventory.compare.run import Run
-from binventory.compare.table import SEED_KEY, Comparison
+from binventory.compare.table import Comparison
 from binventory.data.text import printable
 
 THUMBNAIL = 264  # pixels on the longer side: twice of what the page shows
@@ -67,24 +68,24 @@ def shown_labels(comparison: Comparison) -> list[str]:
 
 def run_titles(comparison: Comparison) -> list[str]:
     """Return for each run its label and what is its own in the config."""
-    keys = comparison.differing[:MAX_TITLE_KEYS]
+    columns = comparison.columns[:MAX_TITLE_KEYS]
     return [
-        " ".join([label, *(f"{heading(key)}={value_text(run, key)}" for key in keys)])
+        " ".join([label, *(f"{heading(column.name)}={column.text(run)}" for column in columns)])
         for label, run in zip(shown_labels(comparison), comparison.runs, strict=True)
     ]
 
 
 def group_titles(comparison: Comparison) -> list[str]:
     """Return for each seed group its number and what is its own in the config."""
-    keys = [key for key in comparison.differing if key != SEED_KEY][:2]
+    columns = without_seed(comparison)[:2]
     return [
-        printable(" ".join([str(number), *(_short(comparison.runs[group.runs[0]], key) for key in keys)]), 40)
+        printable(" ".join([str(number), *(_short(comparison.runs[group.runs[0]], each) for each in columns)]), 40)
         for number, group in enumerate(comparison.groups, 1)
     ]
 
 
-def _short(run: Run, key: str) -> str:
-    return f"{key.rsplit('.', 1)[-1]}={value_text(run, key)}"
+def _short(run: Run, column: Column) -> str:
+    return f"{column.name.rsplit('.', 1)[-1]}={column.text(run)}"
 
 
 def color_numbers(comparison: Comparison) -> list[int]:

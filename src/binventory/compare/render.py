@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -14,41 +14,57 @@ from rich.text import Text
 
 from binventory.compare.cells import (
     LEVEL,
-    config_cells,
-    config_headings,
     difference,
     figure_text,
     heading,
+    left_out,
     letters_of_test_sets,
     mean_std,
     p_value,
     shown_metrics,
     times,
-    value_text,
+    without_seed,
 )
+from binventory.compare.columns import Column
 from binventory.compare.paired import Pair
 from binventory.compare.run import TRAINING_FIGURES, Run, plain_text
-from binventory.compare.table import SEED_KEY, Comparison
+from binventory.compare.table import Comparison
 from binventory.data.text import printable
 from binventory.errors import InputError
 from binventory.files import write_text
 
 STYLES = {"done": "green", "failed": "red", "broken": "red", "running": "cyan", "preempted": "yellow"}
-MAX_CONFIG_COLUMNS = 4
+MAX_CELL = 36  # characters a line of a cell on a terminal
 MARKUP = str.maketrans({**{char: f"\\{char}" for char in "\\`*_[]|"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"})
 MAX_PAIRS = 20  # more are in the CSV
 
 Rows = list[list[str]]
 
 
+class Sheet(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: of it.
+        header: of its columns.
+        rows: as many cells each.
+        config: which of the columns are of the config: they may stand in tables of their own.
+    """
+
+    title: str
+    header: list[str]
+    rows: Rows
+    config: range = range(0)
+
+
 def print_comparison(comparison: Comparison) -> None:
     """Print the tables on stdout."""
     console = Console()
-    for title, header, rows in _tables(comparison):
-        table = Table(title=title, title_justify="left")
-        for name in header:
+    for sheet in (part for whole in _sheets(comparison) for part in _fitting(whole, console.width)):
+        table = Table(title=sheet.title, title_justify="left")
+        for name in sheet.header:
             table.add_column(Text(name), overflow="fold")
-        for row in rows:
+        for row in sheet.rows:
             table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
         console.print(table)
     for line in _remarks(comparison):
@@ -62,7 +78,7 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
         InputError: the file cannot be written.
     """
     parts = []
-    for title, header, rows in _tables(comparison):
+    for title, header, rows, _ in _sheets(comparison):
         lines = [f"## {title}", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
         parts.append("\n".join([*lines, *map(_markdown_row, rows)]))
     parts.extend(map(_escaped, _remarks(comparison)))
@@ -86,49 +102,74 @@ def write_csv(comparison: Comparison, path: Path) -> list[Path]:
     return written
 
 
-def _tables(comparison: Comparison) -> list[tuple[str, list[str], Rows]]:
-    tables = [(f"{times(len(comparison.runs), 'run')} by {comparison.metric}", *_runs_table(comparison))]
+def _sheets(comparison: Comparison) -> list[Sheet]:
+    sheets = [_runs_sheet(comparison)]
     if any(len(group.runs) > 1 for group in comparison.groups):
-        tables.append(("Mean ± standard deviation over seeds", *_groups_table(comparison)))
+        sheets.append(_groups_sheet(comparison))
     if comparison.pairs:
-        tables.append(("Differences on the same photos (p corrected by Holm)", *_pairs_table(comparison)))
-    return tables
+        sheets.append(_pairs_sheet(comparison))
+    return sheets
 
 
-def _runs_table(comparison: Comparison) -> tuple[list[str], Rows]:
+def _fitting(sheet: Sheet, width: int) -> list[Sheet]:
+    """Return a table that is too wide as several: columns of the config that do not fit go on in the next one."""
+    lengths = [
+        max(len(name), *(min(MAX_CELL, len(row[place])) for row in sheet.rows)) + 3
+        for place, name in enumerate(sheet.header)
+    ]
+    parts = [[place for place in range(len(sheet.header)) if place not in sheet.config]]
+    for place in sheet.config:
+        last = parts[-1]
+        # A table of the config alone holds one column at least, beside what its rows are.
+        if sum(lengths[each] for each in (*last, place)) + 1 > width and (len(parts) == 1 or len(last) > 1):
+            parts.append([0])
+        parts[-1] = sorted([*parts[-1], place])
+    return [
+        Sheet(
+            f"{sheet.title}{' (config, continued)' if number else ''}",
+            [sheet.header[place] for place in part],
+            [[row[place] for place in part] for row in sheet.rows],
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _runs_sheet(comparison: Comparison) -> Sheet:
     metrics, runs = shown_metrics(comparison), comparison.runs
     has_tasks = len({run.task for run in runs}) > 1
     sets = letters_of_test_sets(comparison) if len(comparison.test_sets) > 1 else {}
-    keys = comparison.differing
-    header = [
-        "run",
-        *(["task"] if has_tasks else []),
-        "state",
-        *config_headings(keys, MAX_CONFIG_COLUMNS),
-        *map(heading, metrics),
-    ]
+    columns = comparison.columns
+    before = ["run", *(["task"] if has_tasks else []), "state"]
+    header = [*before, *_names(columns), *map(heading, metrics), *(["test set"] if sets else [])]
     rows = []
     for place, run in enumerate(runs):
         task = [run.task or "-"] if has_tasks else []
         figures = [figure_text(name, run.figures.get(name)) for name in metrics]
         tested = [sets.get(place, "-")] if sets else []
         label = printable(comparison.labels[place], 200)
-        rows.append([label, *task, run.state, *config_cells(run, keys, MAX_CONFIG_COLUMNS), *figures, *tested])
-    return [*header, *(["test set"] if sets else [])], rows
+        rows.append([label, *task, run.state, *(column.text(run) for column in columns), *figures, *tested])
+    title = f"{times(len(runs), 'run')} by {comparison.metric}"
+    return Sheet(title, header, rows, range(len(before), len(before) + len(columns)))
 
 
-def _groups_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    metrics = shown_metrics(comparison)
-    keys = [key for key in comparison.differing if key != SEED_KEY]
+def _names(columns: Iterable[Column]) -> list[str]:
+    return [heading(column.name) for column in columns]
+
+
+def _groups_sheet(comparison: Comparison) -> Sheet:
+    metrics, columns = shown_metrics(comparison), without_seed(comparison)
+    before = ["group", "runs", "seeds"]
     rows = []
-    for group in comparison.groups:
-        config = config_cells(comparison.runs[group.runs[0]], keys, MAX_CONFIG_COLUMNS)
+    for number, group in enumerate(comparison.groups, 1):
+        config = [column.text(comparison.runs[group.runs[0]]) for column in columns]
         said = [mean_std(name, group) for name in metrics]
-        rows.append([str(len(group.runs)), ", ".join(map(plain_text, group.seeds)), *config, *said])
-    return ["runs", "seeds", *config_headings(keys, MAX_CONFIG_COLUMNS), *map(heading, metrics)], rows
+        rows.append([str(number), str(len(group.runs)), ", ".join(map(plain_text, group.seeds)), *config, *said])
+    header = [*before, *_names(columns), *map(heading, metrics)]
+    title = "Mean ± standard deviation over seeds"
+    return Sheet(title, header, rows, range(len(before), len(before) + len(columns)))
 
 
-def _pairs_table(comparison: Comparison) -> tuple[list[str], Rows]:
+def _pairs_sheet(comparison: Comparison) -> Sheet:
     header = ["first - second", "accuracy [95%]", "McNemar p", "RMSE [95%]", "bootstrap p"]
     rows = []
     for pair in comparison.pairs[:MAX_PAIRS]:
@@ -137,7 +178,7 @@ def _pairs_table(comparison: Comparison) -> tuple[list[str], Rows]:
         rmse = difference(pair.rmse_difference, pair.rmse_interval)
         p = [p_value(each) for each in (pair.accuracy_p_corrected, pair.rmse_p_corrected)]
         rows.append([" - ".join(labels), accuracy, p[0], rmse, p[1]])
-    return header, rows
+    return Sheet("Differences on the same photos (p corrected by Holm)", header, rows)
 
 
 def _remarks(comparison: Comparison) -> list[str]:
@@ -159,6 +200,7 @@ def _remarks(comparison: Comparison) -> list[str]:
         lines.append(f"The test sets differ ({sets}): their figures are not comparable. {apart} of runs not compared.")
     if any(same.fingerprint is None and len(same.runs) > 1 for same in comparison.test_sets):
         lines.append("Runs without a data fingerprint were matched by ids and quantities only: photos may differ.")
+    lines += left_out(comparison)
     for label, run in zip(comparison.labels, comparison.runs, strict=True):
         if run.problem is not None:
             lines.append(f"{printable(label, 200)}: {run.state}: {run.problem}")
@@ -178,7 +220,7 @@ def _run_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "started": run.started,
             "seed_group": groups.get(place),
             "test_set": sets.get(place),
-            **{f"config.{key}": value_text(run, key, missing="") for key in comparison.differing},
+            **{f"config.{column.name}": column.text(run, missing="") for column in comparison.columns},
             **{name: run.figures.get(name) for name in (*names, *TRAINING_FIGURES)},
             "problem": run.problem,
         }

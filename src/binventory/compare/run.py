@@ -34,6 +34,7 @@ class Run:
         config: dotted key → value; a list is one value. None where there is no readable config.yaml.
         figures: metrics.json by logged name (`test/accuracy`), and `epochs`, `train_seconds`, …; finite numbers only.
         fingerprint: of the data, from provenance.json; None where the run does not say.
+        overrides: of its command line or its sweep, as they were given.
         experiment: the preset of configs/experiment that it was started from; None where it was from none.
         working_dir: where it was started; None where the run does not say.
         machine: its GPUs or else its processor; None where the run does not say.
@@ -48,6 +49,7 @@ class Run:
     config: Mapping[str, Any] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str | None = None
+    overrides: tuple[str, ...] = ()
     experiment: str | None = None
     working_dir: str | None = None
     machine: str | None = None
@@ -81,6 +83,7 @@ def read_run(path: Path) -> Run:
         config=_read_config(path / "config.yaml", problems),
         figures=_figures(figures),
         fingerprint=_text(data, "fingerprint"),
+        overrides=_texts(provenance, "overrides"),
         experiment=_text(choices, "experiment"),
         working_dir=_text(provenance, "working_dir"),
         machine=_machine(provenance),
@@ -174,6 +177,11 @@ def _dict_of(read: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _text(read: Mapping[str, Any], name: str) -> str | None:
     found = read.get(name)
     return found if isinstance(found, str) else None
+
+
+def _texts(read: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = read.get(name)
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def canonical(value: Any) -> str:

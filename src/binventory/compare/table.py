@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from binventory.compare.columns import Column, config_columns
 from binventory.compare.confusion import Confusion, confusion_of
 from binventory.compare.curves import Curves, read_curves
 from binventory.compare.disagree import Disagreement, find_disagreement
@@ -51,11 +52,13 @@ class Comparison:
         labels: shortest name of each run that no other has.
         metric: what runs are ordered by.
         differing: config keys whose values are not the same in all runs of a task.
+        columns: the same as columns of a table, what was varied first.
         groups: best first by the mean of `metric`, where the runs have it.
         test_sets: that of most runs first.
         pairs: every two runs of each test set.
         num_apart: pairs of finished runs that are not compared because their test sets differ.
         untested: by position, why a finished run that was tested is in no test set.
+        unnamed: by position, how many labelled photos are left out: the run's model cannot name their quantity.
         curves: of the runs with a metrics.csv, in the order of the runs.
         confusions: of the runs in a test set, in the order of the runs.
         disagreement: the photos that the runs of a test set count differently.
@@ -66,11 +69,13 @@ class Comparison:
     labels: tuple[str, ...]
     metric: str
     differing: tuple[str, ...]
+    columns: tuple[Column, ...]
     groups: tuple[SeedGroup, ...]
     test_sets: tuple[TestSet, ...]
     pairs: tuple[Pair, ...]
     num_apart: int
     untested: Mapping[int, str]
+    unnamed: Mapping[int, int]
     curves: tuple[Curves, ...]
     confusions: tuple[Confusion, ...]
     disagreement: Disagreement
@@ -98,17 +103,20 @@ def compare(places: Sequence[str], metric: str) -> Comparison:
     unread = {curve.run: curve.problem for curve in curves if curve.problem is not None}
     for place, problem in (*tested.problems.items(), *unread.items()):
         runs[place] = replace(runs[place], problem="; ".join(filter(None, (runs[place].problem, problem))))
+    differing = differing_keys(runs)
     num_tested = sum(len(same.runs) for same in tested.sets)
     return Comparison(
         runs=tuple(runs),
         labels=_labels(runs),
         metric=metric,
-        differing=differing_keys(runs),
+        differing=differing,
+        columns=config_columns(runs, differing),
         groups=tuple(_seed_groups(runs, metric)),
         test_sets=tested.sets,
         pairs=tuple(pairs),
         num_apart=num_tested * (num_tested - 1) // 2 - len(pairs),
         untested=tested.problems,
+        unnamed={place: read.num_unnamed for place, read in sorted(tested.predictions.items()) if read.num_unnamed},
         curves=tuple(curves),
         confusions=tuple(confusion_of(place, tested.predictions[place]) for place in sorted(tested.predictions)),
         disagreement=find_disagreement(runs, tested),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -18,20 +19,24 @@ from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limite
 from binventory.data.text import printable
 from binventory.errors import InputError
 
+COUNT_COLUMN = re.compile(r"p_\d{1,18}", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """The labelled photos of a predictions.csv that were predicted, sorted by id.
+    """The labelled photos of a predictions.csv that were predicted and that the model can name, sorted by id.
 
     Attributes:
         ids: N of them, no two alike.
         quantities: (N,) int64, recorded.
         predicted: (N,) int64, the likeliest count.
+        num_unnamed: labelled photos left out: their quantity is none of the model's counts, so it cannot agree.
     """
 
     ids: tuple[str, ...]
     quantities: NDArray[np.int64]
     predicted: NDArray[np.int64]
+    num_unnamed: int = 0
 
     def digest(self) -> str:
         """Return a hash over ids and quantities: the same for the same test set."""
@@ -85,6 +90,10 @@ def read_tested(runs: Sequence[Run]) -> Tested:
         except InputError as error:
             problems[place] = str(error)
             continue
+        if read.num_unnamed and not read.ids:
+            problems[place] = (
+                f"predictions.csv: no quantity of {read.num_unnamed} photos is one that the model can name"
+            )
         if read.ids:
             predictions[place] = read
             members.setdefault((read.digest(), run.fingerprint), []).append(place)
@@ -94,7 +103,7 @@ def read_tested(runs: Sequence[Run]) -> Tested:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read predictions.csv. Rows without a quantity or with an error are left out.
+    """Read predictions.csv. Rows without a quantity, with an error, or with a quantity without a column are left out.
 
     Raises:
         InputError: missing, damaged, or an id twice; names the file.
@@ -104,9 +113,9 @@ def read_predictions(path: Path) -> Predictions:
         header = next(rows, [])
         where = [header.index(name) for name in ("id", "quantity", "predicted", "error")]
         cells = list(map(itemgetter(*where), rows))
-        kept = sorted(
-            (name, int(quantity), int(told)) for name, quantity, told, error in cells if quantity and not error
-        )
+        labelled = [(name, int(quantity), int(told)) for name, quantity, told, error in cells if quantity and not error]
+        counts = {int(name[2:]) for name in header if COUNT_COLUMN.fullmatch(name)}
+        kept = sorted(row for row in labelled if not counts or row[1] in counts)
         table = np.array([row[1:] for row in kept], dtype=np.int64).reshape(-1, 2)
     except UnreadableError as error:
         raise InputError(f"{path.name}: {error}" if path.exists() else f"there is no {path.name}") from error
@@ -115,4 +124,4 @@ def read_predictions(path: Path) -> Predictions:
     ids = tuple(row[0] for row in kept)
     if len(set(ids)) != len(ids):
         raise InputError(f"{path.name}: cannot be read (an id is there twice)")
-    return Predictions(ids, table[:, 0], table[:, 1])
+    return Predictions(ids, table[:, 0], table[:, 1], len(labelled) - len(kept))

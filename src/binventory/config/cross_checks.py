@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from binventory.config.capture import to_plain
 from binventory.config.suggest import did_you_mean
+from binventory.config.targets import KNOWN
 from binventory.errors import ConfigError, InputError
 
 # Every network here halves its input five times.
@@ -178,9 +180,20 @@ def _optimizer(config: Any) -> None:
     optimizer = config.optimizer
     if optimizer.get("nesterov") and optimizer.get("momentum") == 0:
         raise ConfigError("optimizer.momentum=0: Nesterov momentum needs some; add optimizer.nesterov=false")
-    betas = optimizer.get("betas")
-    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
-        raise ConfigError(f"optimizer.betas={list(betas)}: needs two values, each at least 0 and below 1")
+    betas = to_plain(optimizer).get("betas")
+    is_torchs = str(optimizer.get("_target_")).startswith("torch.optim.")
+    are_two = isinstance(betas, list) and len(betas) == 2 and all(map(_is_decay, betas))
+    if is_torchs and betas is not None and not are_two:
+        raise ConfigError(f"optimizer.betas={betas}: needs two values, each at least 0 and below 1")
+    targets = {str(config[group].get("_target_")) for group in ("optimizer", "scheduler")}
+    if not targets <= KNOWN.keys():  # what others take and do is not written down here
+        from binventory.models.optimization import try_optimization
+
+        try_optimization(config)
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
 
 
 def _splits(config: Any) -> None:

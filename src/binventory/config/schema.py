@@ -244,7 +244,7 @@ class TrainerConfig:
     overfit_batches: Optional[int | float] = key(
         "train and validate on this many training batches only, or on this share of them; null: off", gt=0, share=True
     )
-    log_every_n_steps: int = key("optimizer steps between two log lines", ge=1)
+    log_every_n_steps: int = key("optimizer steps between two points of train/loss_step and lr_step", ge=1)
     profiler: Optional[str] = key(
         "Lightning profiler whose report lies in the run folder", choices=("simple", "advanced")
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,16 +11,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from binventory.data.loader import PADDING, Batch
 from binventory.distributed import all_gather_objects
-from binventory.errors import ConfigError
 from binventory.metrics.counting import CountingMetrics
 from binventory.models.backbones import frozen_to_eval
 from binventory.models.finite import ADVICE, DivergedError, finite_probabilities
 from binventory.models.network import BinNetwork
+from binventory.models.optimization import make_optimizer, make_schedule
 
 CHECKPOINT_KEY = "binventory"
 
@@ -44,9 +43,10 @@ class BinCounter(pl.LightningModule):
         objective: see `binventory.objectives`.
         counts: the quantities that are classes.
         optimizer: called with the trained parameters.
-        scheduler: called with the optimizer and, where it takes them, `steps_per_epoch` and `max_epochs`.
+        scheduler: called with the optimizer and, where it takes them, with the length of the run; see `make_schedule`.
         seed: with (global step, rank) it decides every random draw of the network.
         description: plain values that travel in every checkpoint: model, objective, preprocessing, counts.
+        objective_metric: what a schedule goes by that goes by a metric.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class BinCounter(pl.LightningModule):
         scheduler: Callable[..., LRScheduler],
         seed: int,
         description: dict[str, Any],
+        objective_metric: str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -66,6 +67,7 @@ class BinCounter(pl.LightningModule):
         self.make_scheduler = scheduler
         self.seed = seed
         self.description = description
+        self.objective_metric = objective_metric
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN in the epoch is a NaN of the epoch
         self.train_accuracy = MeanMetric(nan_strategy="disable")  # any other strategy looks at each value
         self.eval_metrics = CountingMetrics(counts)
@@ -174,29 +176,24 @@ class BinCounter(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Complete the optimizer with the trained parameters and the schedule with the length of the run."""
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        try:
-            optimizer = self.make_optimizer(trained, **self._one_kernel())
-        except ValueError as error:
-            raise ConfigError(f"optimizer: {error}; change the value under optimizer") from error
-        max_epochs = self.trainer.max_epochs or 1
-        length = {
-            "steps_per_epoch": max(1, int(self.trainer.estimated_stepping_batches) // max_epochs),
-            "max_epochs": max_epochs,
-        }
-        wanted = inspect.signature(self.make_scheduler).parameters
-        scheduler = self.make_scheduler(optimizer, **{name: value for name, value in length.items() if name in wanted})
-        # Ours know the length of the run and move every step; torch's own count epochs.
-        interval = "step" if "steps_per_epoch" in wanted else "epoch"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
-
-    def _one_kernel(self) -> dict[str, bool]:
-        """Ask for the fused form of an optimizer that has one, unless the config says something or it cannot be."""
-        if "fused" not in inspect.signature(self.make_optimizer).parameters:
-            return {}
-        is_said = "fused" in getattr(self.make_optimizer, "keywords", {})
         # Lightning refuses to clip there: a fused optimizer may scale gradients back by itself.
         is_refused = self.trainer.gradient_clip_val is not None and self.trainer.precision != "32-true"
-        return {} if is_said or is_refused else {"fused": True}
+        optimizer = make_optimizer(self.make_optimizer, trained, may_fuse=not is_refused)
+        max_epochs = self.trainer.max_epochs or 1
+        steps_per_epoch = max(1, int(self.trainer.estimated_stepping_batches) // max_epochs)
+        schedule = make_schedule(self.make_scheduler, optimizer, steps_per_epoch, max_epochs, self.objective_metric)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule, unless it goes by a metric: Lightning would step that one after the epoch is saved."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def step_plateau(self) -> None:
+        """Step the schedule that goes by a metric; called at the end of an epoch, before it is saved."""
+        for schedule in self.trainer.lr_scheduler_configs:
+            if isinstance(schedule.scheduler, ReduceLROnPlateau):
+                schedule.scheduler.step(self.trainer.callback_metrics[str(schedule.monitor)].item())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what the weights mean beside them, the last validation figures, and every rank's sums of the epoch.

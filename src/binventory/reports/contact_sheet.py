@@ -6,22 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from binventory.data.decode import PhotoError, decode_rgb, read_photo
+from binventory.data.decode import PhotoError
+from binventory.data.preprocess import Preprocessing
 from binventory.data.text import printable
 from binventory.files import atomic_path
-from binventory.reports.hard_photos import certainty, least_certain
+from binventory.reports.hard_photos import as_seen, certainty, least_certain
 
 CELL = 200  # pixels a photo
 CAPTION = 44
 GAP = 12
 HEADER = 56
+SHOWN_AS = {"squash": "squashed to a square", "letterbox": "padded to a square", "crop": "cut to their centre"}
 PAPER, INK, FAINT, BAR, TRACK, ALERT = "#fbfaf7", "#22252b", "#6d7178", "#3b6fb6", "#e4e3de", "#b3402e"
 
 
 def save_contact_sheet(
-    path: Path, rows: Sequence[Mapping[str, Any]], photos: Sequence[Path], counts: Sequence[int], num_photos: int
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    photos: Sequence[Path],
+    counts: Sequence[int],
+    num_photos: int,
+    preprocessing: Preprocessing,
 ) -> None:
     """Draw the least certain photos, least certain first, with what was predicted and recorded.
 
@@ -31,6 +38,7 @@ def save_contact_sheet(
         photos: the photo of each row. One that is gone by now leaves its cell empty but for the reason.
         counts: what the probabilities stand for.
         num_photos: at most so many.
+        preprocessing: of the model: photos are shown as it got them.
     """
     chosen = [(rows[place], photos[place]) for place in least_certain(rows, counts, num_photos)]
     num_columns = min(6, len(chosen))
@@ -40,19 +48,26 @@ def save_contact_sheet(
     draw = ImageDraw.Draw(sheet)
     title = f"The {len(chosen)} least certain of {len(rows)} photos"
     draw.text((GAP, 12), title, fill=INK, font=ImageFont.load_default(20))
-    draw.text((GAP, 36), "bars: probability of each count", fill=FAINT, font=ImageFont.load_default(12))
+    legend = f"photos as the model gets them ({SHOWN_AS[preprocessing.resize]}); bars: probability of each count"
+    draw.text((GAP, 36), legend, fill=FAINT, font=ImageFont.load_default(12))
     for place, (row, photo) in enumerate(chosen):
         left = GAP + place % num_columns * (CELL + GAP)
         top = HEADER + place // num_columns * (CELL + CAPTION + GAP)
-        _draw_photo(sheet, draw, (left, top), photo)
+        _draw_photo(sheet, draw, (left, top), photo, preprocessing)
         _draw_caption(draw, (left, top + CELL), row, counts)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _draw_photo(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], photo: Path) -> None:
+def _draw_photo(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    photo: Path,
+    preprocessing: Preprocessing,
+) -> None:
     try:
-        sheet.paste(ImageOps.fit(decode_rgb(read_photo(photo), str(photo)), (CELL, CELL)), corner)
+        sheet.paste(as_seen(photo, preprocessing, CELL), corner)
     except PhotoError as error:  # it could be read when it was predicted
         left, top = corner
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=TRACK)

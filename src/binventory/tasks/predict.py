@@ -19,7 +19,7 @@ from binventory.errors import InputError
 from binventory.files import atomic_path
 from binventory.reports.contact_sheet import save_contact_sheet
 from binventory.serving.bundle import load_bundle
-from binventory.tasks.predictions import columns, failures, none_answered, prediction_row, write_csv
+from binventory.tasks.predictions import agreement, columns, failures, none_answered, prediction_row, write_csv
 from binventory.tasks.scoring import score_photos
 
 
@@ -57,7 +57,9 @@ def run(config: PredictConfig, run_dir: Path) -> int:
     if config.contact_sheet:
         # not the rows' paths: as text a path that is no UTF-8 is another
         paths = [photo.path for photo, row in zip(photos, rows, strict=True) if row["error"] is None and photo.path]
-        save_contact_sheet(run_dir / "contact_sheet.png", read, paths, bundle.counts, config.contact_sheet)
+        save_contact_sheet(
+            run_dir / "contact_sheet.png", read, paths, bundle.counts, config.contact_sheet, bundle.preprocessing
+        )
     if warnings := record_warnings(photos):
         print(*warnings, sep="\n  ", file=sys.stderr)
     _say(rows, bundle.counts, run_dir)
@@ -79,7 +81,6 @@ def _write_parquet(path: Path, rows: Sequence[dict[str, Any]], counts: Sequence[
 
 def _say(rows: Sequence[dict[str, Any]], counts: Sequence[int], run_dir: Path) -> None:
     read = [row for row in rows if row["error"] is None]
-    labelled = [row for row in read if row["quantity"] is not None]
     table = Table(title="Predicted counts", title_justify="left")
     for heading in ("count", "photos"):
         table.add_column(heading, justify="right")
@@ -88,7 +89,6 @@ def _say(rows: Sequence[dict[str, Any]], counts: Sequence[int], run_dir: Path) -
     Console().print(table)
     failed = failures(row["error"] for row in rows)
     print(f"{len(read)} of {len(rows)} photos predicted{f', {failed} (see the error column)' if failed else ''}")
-    if labelled:
-        agree = sum(row["predicted"] == row["quantity"] for row in labelled)
-        print(f"{agree} of {len(labelled)} recorded quantities agree")
+    if line := agreement(rows, counts):
+        print(line)
     print(f"predictions: {run_dir / 'predictions.csv'}")

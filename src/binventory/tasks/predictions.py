@@ -68,6 +68,26 @@ def prediction_row(
     return {**row, "predicted": counts[likeliest], "expected": expected, **shares}
 
 
+def agreement(rows: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> str | None:
+    """Return how many recorded quantities were predicted, of those that the model can name; None without any.
+
+    Args:
+        rows: of predictions.csv; those with an error are left out.
+        counts: all that the model can name.
+    """
+    labelled = [row for row in rows if row["error"] is None and row["quantity"] is not None]
+    named = [row for row in labelled if row["quantity"] in counts]
+    if not labelled:
+        return None
+    said = f"{sum(row['predicted'] == row['quantity'] for row in named)} of {len(named)} recorded quantities agree"
+    others = len(labelled) - len(named)
+    return (
+        f"{said}; {others} more {'is' if others == 1 else 'are'} outside the model's counts {counts}"
+        if others
+        else said
+    )
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> None:
     """Write rows as CSV, atomically; floats in their shortest exact form."""
     text = io.StringIO()

@@ -100,7 +100,9 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
         if trainer.is_global_zero:
             save_bundle(run_dir / "bundle", module.network, module.description)
             write_json(run_dir / "metrics.json", figures)
-            log_results(trainer.loggers, figures, predictions, data.bins("test").paths, trainer.global_step)
+            log_results(
+                trainer.loggers, figures, predictions, data.bins("test").paths, preprocessing, trainer.global_step
+            )
     if trainer.is_global_zero:
         print_results(figures, run_dir)
     return _objective(figures, config.objective_metric)
@@ -133,6 +135,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
     )
+    # Steps are logged by their number in the run: `StepFigures`.
+    warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller than the logging interval")
     # The figures that we log are summed over ranks by torchmetrics already.
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
 
@@ -156,6 +160,7 @@ def make_module(
         instantiate(config.scheduler, _partial_=True, _convert_="all"),
         config.seed,
         describe(config, preprocessing),
+        config.objective_metric,
     )
 
 

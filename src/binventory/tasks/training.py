@@ -19,7 +19,7 @@ from binventory.callbacks.metrics_csv import MetricsCsv
 from binventory.callbacks.progress import ProgressReport
 from binventory.callbacks.resources import BottleneckReport
 from binventory.callbacks.trace import Trace
-from binventory.callbacks.train_figures import TrainFigures
+from binventory.callbacks.train_figures import StepFigures, TrainFigures
 from binventory.callbacks.wandb_summary import WandbSummary
 from binventory.config.capture import to_plain
 from binventory.config.schema import TrainConfig
@@ -37,7 +37,8 @@ def make_callbacks(
 ) -> list[Callback]:
     """Return the callbacks of a run, in the order in which Lightning calls them; those that save come last."""
     epochs = MetricsCsv(run_dir / "metrics.csv")
-    callbacks: list[Callback] = [TrainFigures(), progress, epochs, WandbSummary(epochs, config.objective_metric)]
+    callbacks: list[Callback] = [TrainFigures(), progress, epochs, StepFigures()]
+    callbacks.append(WandbSummary(epochs, config.objective_metric))
     asked = config.callbacks
     if asked.ema.decay is not None:
         callbacks.append(Ema(asked.ema.decay))

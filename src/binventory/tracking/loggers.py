@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from binventory.config.capture import redact, to_plain
 from binventory.config.schema import TrainConfig
 from binventory.config.targets import import_target
+from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError
 from binventory.launch.runner import ending_of
 from binventory.tracking.wandb_logger import BinWandbLogger, flat_figures
@@ -60,6 +61,7 @@ def log_results(
     figures: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     photos: Sequence[str],
+    preprocessing: Preprocessing,
     step: int,
 ) -> None:
     """Log what came of a finished run.
@@ -69,12 +71,13 @@ def log_results(
         figures: as in metrics.json.
         rows: as in predictions.csv.
         photos: the path of each row's photo.
+        preprocessing: of the model.
         step: optimizer steps done.
     """
     scalars = flat_figures({"test": figures["test"]})
     for logger in loggers:
         if isinstance(logger, BinWandbLogger):
-            logger.log_results(figures, rows, photos)
+            logger.log_results(figures, rows, photos, preprocessing)
         else:
             logger.log_metrics(scalars, step=step - 1)  # Lightning's loggers count from 0
 

@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from binventory.config.capture import one_line, redact_text
+from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError
 from binventory.files import write_json
 from binventory.launch.runner import EXIT_PREEMPTED
@@ -36,8 +37,8 @@ HYDRA_SWEEP_FILE = "multirun.yaml"
 class BinWandbLogger(WandbLogger):
     """The one owner of the W&B run of a run folder: starts it, logs to it, ends it with what came of the job.
 
-    Rows have the x axes `epoch` and `step` of metrics.csv. W&B's own step only counts rows, so that a run that goes on
-    from an earlier step than it had logged loses none.
+    Rows have the x axes `epoch` and `step` of metrics.csv, those of single steps the latter alone. W&B's own step only
+    counts rows, so that a run that goes on from an earlier step than it had logged loses none.
 
     Attributes:
         is_new: whether no attempt before this one was logged to W&B.
@@ -68,6 +69,8 @@ class BinWandbLogger(WandbLogger):
             self._experiment = run = _start(self._wandb_init)
             run.define_metric("epoch")
             run.define_metric("step")
+            for name in ("train/loss_step", "lr_step"):
+                run.define_metric(name, step_metric="step")
             run.define_metric("*", step_metric="epoch")
             _remember(self.run_dir, run)
         return self._experiment
@@ -90,12 +93,18 @@ class BinWandbLogger(WandbLogger):
         self._tell(lambda run: run.summary.update({**figures, "best_epoch": row["epoch"]}))
 
     @rank_zero_only
-    def log_results(self, figures: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], photos: Sequence[str]) -> None:
+    def log_results(
+        self,
+        figures: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        photos: Sequence[str],
+        preprocessing: Preprocessing,
+    ) -> None:
         """Log what came of the test, and the model where that is asked for; see `loggers.log_results`."""
         flat = flat_figures(figures)
 
         def tell(run: Any) -> None:
-            media = test_media(rows, photos, figures["test"]["per_count"], self.num_photos)
+            media = test_media(rows, photos, figures["test"]["per_count"], self.num_photos, preprocessing)
             run.log({**media, "epoch": figures["best_epoch"]})
             run.summary.update(flat)
             if self.uploads_model:

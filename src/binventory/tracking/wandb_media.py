@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from binventory.data.decode import PhotoError, decode_rgb, read_photo
-from binventory.reports.hard_photos import certainty, least_certain, most_wrong
+from binventory.data.decode import PhotoError
+from binventory.data.preprocess import Preprocessing
+from binventory.reports.hard_photos import as_seen, certainty, least_certain, most_wrong
 
-PHOTO_SIZE = 256  # pixels, the longer side
+PHOTO_SIZE = 256  # pixels a side
 PHOTO_COLUMNS: list[str | int] = ["photo", "why", "id", "quantity", "predicted", "expected", "certainty", "p_quantity"]
 
 
@@ -20,6 +21,7 @@ def test_media(
     photos: Sequence[str],
     per_count: Mapping[str, Mapping[str, Any]],
     num_photos: int,
+    preprocessing: Preprocessing,
 ) -> dict[str, Any]:
     """Return what is logged of a test set, by key.
 
@@ -28,6 +30,7 @@ def test_media(
         photos: the path of each.
         per_count: as in metrics.json.
         num_photos: in each half of the table of photos; 0: no table.
+        preprocessing: of the model: photos are shown as it got them.
     """
     import wandb
 
@@ -47,12 +50,18 @@ def test_media(
         "test/per_count": wandb.plot.bar(bars, "count", "accuracy", title="Test accuracy per count"),
     }
     if num_photos:
-        media["test/photos"] = _photo_table(read, [photos[place] for place in places], counts, num_photos)
+        media["test/photos"] = _photo_table(
+            read, [photos[place] for place in places], counts, num_photos, preprocessing
+        )
     return media
 
 
 def _photo_table(
-    rows: Sequence[Mapping[str, Any]], photos: Sequence[str], counts: Sequence[int], num_photos: int
+    rows: Sequence[Mapping[str, Any]],
+    photos: Sequence[str],
+    counts: Sequence[int],
+    num_photos: int,
+    preprocessing: Preprocessing,
 ) -> Any:
     import wandb
 
@@ -62,18 +71,17 @@ def _photo_table(
     for why, place in chosen:
         row = rows[place]
         table.add_data(
-            _thumbnail(photos[place]), why, row["id"], row["quantity"], row["predicted"], row["expected"],
-            certainty(row, counts), row[f"p_{row['quantity']}"],
+            _thumbnail(photos[place], preprocessing), why, row["id"], row["quantity"], row["predicted"],
+            row["expected"], certainty(row, counts), row[f"p_{row['quantity']}"],
         )  # fmt: skip
     return table
 
 
-def _thumbnail(path: str) -> Any:
+def _thumbnail(path: str, preprocessing: Preprocessing) -> Any:
     import wandb
 
     try:
-        photo = decode_rgb(read_photo(Path(path)), path)
+        photo = as_seen(Path(path), preprocessing, PHOTO_SIZE)
     except PhotoError as error:  # it could be read when it was tested
         return wandb.Image(Image.new("RGB", (PHOTO_SIZE, PHOTO_SIZE), "#e4e3de"), caption=error.reason)
-    photo.thumbnail((PHOTO_SIZE, PHOTO_SIZE))
     return wandb.Image(photo, file_type="jpg")

@@ -22,9 +22,9 @@ if (find("pairs-table")) {
     const text = value === null ? "not told apart" : labels[value];
     return type === "display" ? escaped(text) : text;
   };
-  const number = { className: "num", type: "figure" };
+  const number = { className: "num", type: "figure" }, perPage = isNarrow() ? 8 : 20;
   const table = sortable(find("pairs-table"), {
-    data: data.pairs, paging: data.pairs.length > 20, pageLength: 20, info: data.pairs.length > 20, deferRender: true,
+    data: data.pairs, paging: data.pairs.length > perPage, pageLength: perPage, info: data.pairs.length > perPage, deferRender: true,
     columns: [
       { title: "first", render: run, className: "text first" }, { title: "second", render: run, className: "text" },
       { title: "only first right", ...number }, { title: "only second right", ...number },
@@ -45,17 +45,19 @@ if (find("pairs-table")) {
 if (find("group-chart")) {
   const metric = find("group-metric");
   options(metric, data.groupMetrics.map((name) => [name, name]));
-  const names = data.groups.map((group) => group.name);
   const draw = chart(find("group-chart"), () => {
+    // Beside a phone's chart there is room for the group's number alone.
+    const nameOf = (group) => (isNarrow() ? `group ${group.name.split(" ")[0]}` : group.name);
+    const names = data.groups.map(nameOf);
     const traces = data.groups.map((group) => ({
-      type: "scatter", mode: "markers", name: group.name, showlegend: false,
-      x: group.runs.map((run) => data.figures[metric.value][run]), y: group.runs.map(() => group.name),
+      type: "scatter", mode: "markers", name: nameOf(group), showlegend: false,
+      x: group.runs.map((run) => data.figures[metric.value][run]), y: group.runs.map(() => nameOf(group)),
       text: group.runs.map((run) => titles[run]), hovertemplate: "%{text}<br>%{x:.4f}<extra></extra>",
       marker: { color: seriesColor(group.color), size: 8, opacity: 0.65 },
     }));
     const known = data.groups.filter((group) => metric.value in group.means);
     traces.push({
-      type: "scatter", mode: "markers", name: "mean", showlegend: false, y: known.map((group) => group.name),
+      type: "scatter", mode: "markers", name: "mean", showlegend: false, y: known.map(nameOf),
       x: known.map((group) => group.means[metric.value]),
       error_x: { array: known.map((group) => group.stds[metric.value] ?? 0), color: css("--faint"), thickness: 1.5 },
       marker: { color: known.map((group) => seriesColor(group.color)), size: 12, symbol: "diamond", line: { color: css("--ink"), width: 1 } },
@@ -87,7 +89,7 @@ if (find("curve-chart")) {
       marker: { color: seriesColor(colors[curve.run]), size: curve.epochs.length > 40 ? 1 : 5 },
       hovertemplate: "%{text}<br>epoch %{x}: %{y:.4f}<extra></extra>",
     }));
-    const narrow = innerWidth < 700;
+    const narrow = isNarrow();
     return { traces, layout: {
       height: narrow ? 480 : 430, showlegend: true, hovermode: "closest",
       xaxis: { title: { text: "epoch", font: { size: 13 } }, tickformat: "d", ...(shown.every((curve) => curve.epochs.length < 12) ? { dtick: 1 } : {}) },
@@ -126,7 +128,7 @@ if (find("matrices")) {
     more.textContent = `Show ${Math.min(12, data.confusions.length - next)} more of ${data.confusions.length}`;
   };
   more.addEventListener("click", () => show(12));
-  show(6);
+  show(isNarrow() ? 2 : 6);
 }
 
 // ---- photos on which runs disagree ---------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ if (find("photos")) {
   const said = (photo, select, isRight) => select.value === "" ||
     photo.answers.some((answer) => answer.run === Number(select.value) && (answer.predicted === photo.quantity) === isRight);
   const more = find("more-photos");
-  let limit = 12;
+  let limit = isNarrow() ? 4 : 12;
   const filter = () => {
     let matching = 0;
     for (const [photo, element] of cards) {

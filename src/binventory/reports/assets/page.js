@@ -2,6 +2,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const isNarrow = () => innerWidth < 700; // a phone: less of everything at first
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const seriesColor = (number) => css(`--c${number % 10}`);
 const DASHES = ["solid", "dash", "dot", "dashdot"];
@@ -60,8 +61,9 @@ function sortable(table, options = {}) {
     { targets, orderSequence: heading.dataset.first === "desc" ? ["desc", "asc"] : ["asc", "desc"] }
   ));
   const rows = options.data?.length ?? table.tBodies[0].rows.length;
+  const [most, pageLength] = isNarrow() ? [15, 10] : [60, 50];
   const api = new DataTable(table, {
-    autoWidth: false, paging: rows > 60, pageLength: 50, info: rows > 60, order: [],
+    autoWidth: false, paging: rows > most, pageLength, info: rows > most, order: [],
     layout: { topStart: null, topEnd: rows > 1 ? "search" : null, bottomStart: "info", bottomEnd: "paging" },
     language: { search: "Search", info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", zeroRecords: "No row matches." },
     ...options, columnDefs: [...(options.columnDefs ?? []), ...columnDefs],

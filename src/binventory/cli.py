@@ -277,18 +277,18 @@ def prune_cache(
 ) -> None:
     """Remove the caches that no run used for 30 days; they are made again when a run needs them."""
     from binventory.data.cache.manage import prune_caches
-    from binventory.errors import UserError
+    from binventory.errors import ConfigError
     from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
 
-    try:
-        removed, busy = prune_caches(cache_dir, unused_days)
-    except UserError as error:
-        report_user_error(error)
-        raise typer.Exit(EXIT_USER_ERROR) from error
-    for cached in removed:
+    done = prune_caches(cache_dir, unused_days)
+    for cached in done.removed:
         print(f"removed {cached.folder} ({cached.what}, {cached.size_bytes / 1e6:,.1f} MB)")
-    for cached in busy:
-        print(f"kept {cached.folder}: it is being built")
+    for cached, reason in done.kept:
+        print(f"kept {cached.folder}: {reason}")
+    for line in done.failed:
+        report_user_error(ConfigError(f"--cache-dir: {line}; remove it by hand"))
+    if done.failed:
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 def main() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 @contextmanager
@@ -36,19 +41,75 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block; who has to wait is told so."""
+    """Let one process at a time into the block; who has to wait is told so.
+
+    The folder is made if need be. It may be removed by who holds the lock: then the one that is there now is locked.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"waiting for another process that reads the same photos ({path})", file=sys.stderr, flush=True)
-        lock.acquire()
+    timeout_s = 1.0
+    while not lock.is_locked:
+        _make_folder(path.parent)
+        try:
+            _lock_folder(lock, path.parent, timeout_s)
+        except Timeout:
+            print(f"waiting for another process that reads the same photos ({path})", file=sys.stderr, flush=True)
+            timeout_s = -1
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def locked_now(path: Path) -> Iterator[bool]:
+    """Let one process at a time into the block; give False, and do not wait, where another one is in it.
+
+    Raises:
+        FileNotFoundError: the folder is not there, or is removed at this moment.
+        OSError: it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        _lock_folder(lock, path.parent, 0)
+    except Timeout:
+        yield False
+        return
+    if not lock.is_locked:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock_folder(lock: BaseFileLock, folder: Path, timeout_s: float) -> None:
+    """Acquire a lock that lies in a folder, but for one of a folder that was removed meanwhile."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:  # held open, so that no other folder gets its inode
+        lock.acquire(timeout=timeout_s)
+        if not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            lock.release()
+    except (FileNotFoundError, FileExistsError):  # the latter of a folder that went while filelock looked for it
+        lock.release()
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that another process may remove at any moment."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise
 
 
 def remove_leftovers(folder: Path) -> None:

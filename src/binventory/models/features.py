@@ -84,11 +84,10 @@ class FrozenFeatures:
         if not computer.difference(features, outputs) <= SAME_BATCH:  # a NaN is no agreement
             return f"model.name={self.model_name}: its classifier alone gives other outputs than training would see"
         pack = self._pack(trainer, features.shape[1])
-        pack.mark_used()
-        if not pack.is_finished() or pack.find_damage() is not None:
+        found = pack.open()
+        if found is None:
             # On one thread: the network uses all cores by itself.
-            build_rows(pack, computer.rows, 1, f"computing features of {self.model_name}, once")
-        found = pack.mapped()
+            found = build_rows(pack, computer.rows, 1, f"computing features of {self.model_name}, once").rows
         if not computer.difference(torch.from_numpy(np.array(found[checked, 0])), outputs) <= OTHER_BATCH:
             return f"those in {pack.folder} are of another network of this name; remove that folder"
         if trainer.is_global_zero:

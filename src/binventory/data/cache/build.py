@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,14 +18,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from binventory.data.cache.pack import JOURNAL, LOCK, Pack
+from binventory.data.cache.pack import JOURNAL, LOCK, Pack, is_mapped
 from binventory.data.cache.staging import StagedPhotos
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
 from binventory.errors import ConfigError
-from binventory.files import locked
+from binventory.files import atomic_path, locked
 
+WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -48,6 +50,13 @@ class PhotoFiles(Protocol):
 MakeRows = Callable[[range], tuple[npt.NDArray[Any], dict[int, str]]]
 
 
+class Opened(NamedTuple):
+    """The rows of a pack, mapped, and row -> what is wrong with it."""
+
+    rows: npt.NDArray[Any]
+    bad: dict[int, str]
+
+
 class Block(NamedTuple):
     """A block that is on disk; `bad` says why rows of it are no good, and a block with such rows is not built."""
 
@@ -62,7 +71,7 @@ def build(
     preprocessing: Preprocessing,
     num_workers: int,
     staged: StagedPhotos | None = None,
-) -> dict[int, str]:
+) -> Opened:
     """Make a pack of decoded photos whole; see `build_rows`.
 
     Args:
@@ -73,7 +82,7 @@ def build(
         staged: photos that this process decoded, by the same preprocessing, when it indexed them.
 
     Returns:
-        Row -> why its photo could not be read; the row is black.
+        The photos, and row -> why its photo could not be read; the row is black.
     """
     decode = partial(_decode, photos, preprocessing, staged)
     label = f"decoding photos to {preprocessing.image_size} pixels, once"
@@ -82,8 +91,10 @@ def build(
 
 def build_rows(
     pack: Pack, make: MakeRows, num_workers: int, label: str, make_room: Callable[[], object] | None = None
-) -> dict[int, str]:
-    """Make a pack whole, whatever there is of it; another process that builds it is waited for.
+) -> Opened:
+    """Make a pack whole, whatever there is of it, and map it; another process that builds it is waited for.
+
+    Rows that a run has mapped stay as they are: what is made anew becomes another file.
 
     Args:
         pack: where, and what of.
@@ -93,7 +104,7 @@ def build_rows(
         make_room: gives room on a full disk back.
 
     Returns:
-        Row -> what is wrong with it. Then the pack is not finished: the next build tries again.
+        The rows, and row -> what is wrong with it. Then the pack is not finished: the next build tries again.
 
     Raises:
         ConfigError: the folder cannot be written to, or has no room.
@@ -101,17 +112,17 @@ def build_rows(
     with _writing(pack), locked(pack.folder / LOCK):
         damage = pack.find_damage(every_block=True) if pack.is_finished() else "not finished"
         if damage is None:
-            return {}
+            return Opened(pack.mapped(), {})
         if pack.is_finished():
             print(f"{pack.kind.name} {pack.folder}: {damage}; made again", file=sys.stderr, flush=True)
-        with _opened(pack, make_room) as file, (pack.folder / JOURNAL).open("ab", buffering=0) as journal:
+        with _opened(pack, make_room) as file, _journal(pack) as journal:
             blocks = _build_blocks(_Builder(pack, make, pack.known_blocks(), file, journal), num_workers, label)
             os.fsync(file)
         bad = {row: reason for block in blocks for row, reason in block.bad.items()}
         if not bad:
             pack.write_meta([block.checksum for block in sorted(blocks)])
             (pack.folder / JOURNAL).unlink()
-        return bad
+        return Opened(pack.mapped(), bad)
 
 
 @dataclass(frozen=True)
@@ -177,9 +188,15 @@ def _build_blocks(builder: _Builder, num_workers: int, label: str) -> list[Block
 
 @contextmanager
 def _opened(pack: Pack, make_room: Callable[[], object] | None) -> Iterator[int]:
-    """Open the file of the rows at its full size; what it held stays, for readers that have it mapped too."""
+    """Open the file of the rows at its full size; what it held stays. One that is mapped is left, for a copy of it."""
     was_there = pack.path.exists()
-    descriptor = os.open(pack.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(pack.path, WRITE_FLAGS, 0o644)
+    if is_mapped(descriptor):
+        os.close(descriptor)
+        with atomic_path(pack.path) as temporary:
+            shutil.copyfile(pack.path, temporary)
+        descriptor = os.open(pack.path, WRITE_FLAGS, 0o644)
+        is_mapped(descriptor)
     try:
         try:
             # now, and not in the middle: a full disk is known before any work is done
@@ -194,6 +211,12 @@ def _opened(pack: Pack, make_room: Callable[[], object] | None) -> Iterator[int]
         os.close(descriptor)
 
 
+def _journal(pack: Pack) -> FileIO:
+    """Open the list of the blocks that are on disk, for further ones."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(pack.folder / JOURNAL, flags, 0o644), "ab", buffering=0)
+
+
 def _reserve(descriptor: int, pack: Pack, make_room: Callable[[], object] | None) -> None:
     try:
         os.posix_fallocate(descriptor, 0, pack.size_bytes)
@@ -206,9 +229,8 @@ def _reserve(descriptor: int, pack: Pack, make_room: Callable[[], object] | None
 
 @contextmanager
 def _writing(pack: Pack) -> Iterator[None]:
-    """Make the folder; what the file system refuses is the user's to mend."""
+    """What the file system refuses is the user's to mend."""
     try:
-        pack.folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         reason = error.strerror or error

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from binventory.data.cache.pack import FEATURES, JOURNAL, LOCK, META, PHOTOS, Kind, read_meta
-from binventory.errors import ConfigError
+from binventory.data.cache.pack import FEATURES, JOURNAL, LOCK, META, PHOTOS, Kind, is_mapped, read_meta
+from binventory.data.text import printable
+from binventory.files import locked_now
+
+KINDS = (PHOTOS, FEATURES)
+_KEY = re.compile(r"[0-9a-f]{16}")
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{8}\.pruned")
+_NAMES = "|".join(re.escape(name) for name in (META, JOURNAL, LOCK, *(kind.file for kind in KINDS)))
+_OWN = re.compile(rf"({_NAMES})|\.({_NAMES})\.\d+\.[0-9a-f]{{8}}\.tmp")  # and what killed writers left
 
 
 @dataclass(frozen=True)
@@ -32,53 +43,133 @@ class Cached:
     last_used: datetime
 
 
-def list_caches(cache_dir: Path) -> list[Cached]:
-    """Return the caches of photos and features under `paths.cache_dir`, the one used last first."""
-    kinds = (PHOTOS, FEATURES)
-    found = [_look_at(path.parent, kind) for kind in kinds for path in cache_dir.glob(f"{kind.folder}/*/{kind.file}")]
-    return sorted(found, key=lambda cached: cached.last_used, reverse=True)
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune_caches` did.
 
-
-def prune_caches(cache_dir: Path, unused_days: float) -> tuple[list[Cached], list[Cached]]:
-    """Remove the caches that no run opened for so many days.
-
-    A run that reads one keeps its rows: the disk gets their room back when it ends.
-
-    Returns:
-        What was removed, and what would have been but is being built at this moment.
-
-    Raises:
-        ConfigError: a folder cannot be removed.
+    Attributes:
+        removed: what is gone.
+        kept: what would have been removed, and why it was not: it is in use, or is not the cache's to remove.
+        failed: what could not be removed, in lines that say why.
     """
-    from filelock import FileLock, Timeout
 
+    removed: list[Cached] = field(default_factory=list)
+    kept: list[tuple[Cached, str]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def list_caches(cache_dir: Path) -> list[Cached]:
+    """Return the caches of photos and features under `paths.cache_dir`, the one used last first.
+
+    A folder that another process removes meanwhile, and what is no folder of a cache, is left out.
+    """
+    found = [_look_at(folder, kind) for kind in KINDS for folder in _folders(cache_dir / kind.folder, _KEY)]
+    return sorted(filter(None, found), key=lambda cached: cached.last_used, reverse=True)
+
+
+def prune_caches(cache_dir: Path, unused_days: float) -> Pruned:
+    """Remove the caches that no run opened for so many days, and what an earlier prune that was killed left.
+
+    One that a run has mapped or that is being built is kept, and so is one that is a link or has other files in it.
+    """
     latest = datetime.now(UTC) - timedelta(days=unused_days)
-    removed, busy = [], []
+    done = Pruned()
     for cached in list_caches(cache_dir):
         if cached.last_used > latest:
             continue
         try:
-            with FileLock(cached.folder / LOCK, timeout=0):
-                (cached.folder / META).unlink(missing_ok=True)  # first: what is left of it is not taken for whole
-                shutil.rmtree(cached.folder)
-        except Timeout:
-            busy.append(cached)
+            reason = _remove(cached.folder, latest)
+        except FileNotFoundError:  # another prune was first
+            continue
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"paths.cache_dir: {cached.folder} cannot be removed ({reason}); remove it") from error
-        else:
-            removed.append(cached)
-    return removed, busy
+            done.failed.append(f"{cached.folder} cannot be removed ({error.strerror or error})")
+            continue
+        if reason is None:
+            done.removed.append(cached)
+        elif reason:
+            done.kept.append((cached, reason))
+    for kind in KINDS:
+        for folder in _folders(cache_dir / kind.folder, _LEFTOVER):
+            try:
+                _empty(folder)
+            except OSError as error:
+                done.failed.append(f"{folder} cannot be removed ({error.strerror or error})")
+    return done
 
 
-def _look_at(folder: Path, kind: Kind) -> Cached:
-    files = [path.stat() for name in (kind.file, META, JOURNAL, LOCK) if (path := folder / name).exists()]
+def _remove(folder: Path, latest: datetime) -> str | None:
+    """Remove a pack's folder; return why it is kept, or nothing to say of one that was used just now."""
+    if folder.is_symlink():
+        return "it is a link"
+    if other := next((entry.name for entry in os.scandir(folder) if not _is_own(entry)), None):
+        return f"it holds {printable(other, 100)}, which is not the cache's"
+    with locked_now(folder / LOCK) as is_free:
+        if not is_free:
+            return "it is being built"
+        with _rows(folder) as descriptors:
+            if any(is_mapped(descriptor) for descriptor in descriptors):
+                return "a run reads it"
+            now = _look_at(folder, _kind_of(folder))
+            if now is None or (now.size_bytes and now.last_used > latest):
+                return ""
+            # Moved first: nobody finds a part of it, and who waits for its lock finds another folder, or none.
+            leftover = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.pruned")
+            folder.rename(leftover)
+        _empty(leftover)
+    return None
+
+
+@contextmanager
+def _rows(folder: Path) -> Iterator[list[int]]:
+    """Open the files of rows in a folder, for leases."""
+    with ExitStack() as stack:
+        descriptors = []
+        for kind in KINDS:
+            with suppress(FileNotFoundError):
+                descriptors.append(os.open(folder / kind.file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+                stack.callback(os.close, descriptors[-1])
+        yield descriptors
+
+
+def _empty(folder: Path) -> None:
+    """Remove a folder of files. Another process may do the same."""
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            Path(entry.path).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _folders(root: Path, names: re.Pattern[str]) -> list[Path]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(Path(entry.path) for entry in entries if names.fullmatch(entry.name) and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and _OWN.fullmatch(entry.name) is not None
+
+
+def _kind_of(folder: Path) -> Kind:
+    return next(kind for kind in KINDS if kind.folder == folder.parent.name)
+
+
+def _look_at(folder: Path, kind: Kind) -> Cached | None:
+    """Describe a pack; None where it has just been removed."""
+    try:
+        # Not the lock: a prune that found it in use touched it too.
+        there = [path for path in folder.iterdir() if path.name in (kind.file, META, JOURNAL)]
+        files = [path.stat() for path in there]
+        used = [status.st_mtime for status in files] or [folder.stat().st_mtime]
+    except FileNotFoundError:
+        return None
     meta = read_meta(folder)
     what, num_photos = "unfinished", None
     if meta is not None:
         what, num_photos = _in_words(kind, meta["facts"]), meta["num_photos"]
-    last_used = datetime.fromtimestamp(max(status.st_mtime for status in files), UTC)
-    return Cached(folder, what, num_photos, sum(512 * status.st_blocks for status in files), last_used)
+    size_bytes = sum(512 * status.st_blocks for status in files)
+    return Cached(folder, what, num_photos, size_bytes, datetime.fromtimestamp(max(used), UTC))
 
 
 def _in_words(kind: Kind, facts: dict[str, Any]) -> str:

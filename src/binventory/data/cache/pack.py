@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -132,13 +133,17 @@ class Pack:
         Size and time of the last change are compared with what was written down, and a few blocks with their
         checksums. Where the time differs, all blocks are, as with `every_block`.
         """
+        try:
+            with self.path.open("rb") as file:
+                return self._damage_of(file, every_block=every_block)
+        except OSError as error:
+            return f"{self.kind.file}: {error.strerror}"
+
+    def _damage_of(self, file: BinaryIO, *, every_block: bool) -> str | None:
         meta = self._read_meta()
         if meta is None:
             return f"{META} is not as it was written"
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            return f"{self.kind.file}: {error.strerror}"
+        status = os.fstat(file.fileno())
         if status.st_size != self.size_bytes:
             return f"{self.kind.file} has {status.st_size:,} bytes instead of {self.size_bytes:,}"
         checksums: list[str] = meta["blocks"]
@@ -148,19 +153,22 @@ class Pack:
             # a generator of its own: the global one is seeded for the run
             looked_at = random.SystemRandom().sample(looked_at, NUM_CHECKED_BLOCKS)
         for number in looked_at:
-            if self.checksum(number) != checksums[number]:
+            if self._checksum(file, number) != checksums[number]:
                 return f"block {number + 1} of {len(checksums)} has another checksum"
         if not is_untouched:
             with suppress(OSError):  # a folder that is only read
-                self.write_meta(checksums)  # all is as it was: a copy, or a backup brought back
+                self._write_meta(checksums, status.st_mtime_ns)  # all is as it was: a copy, or a backup brought back
         return None
 
     def checksum(self, number: int) -> str:
         """Return the SHA-256 of a block as it lies on disk."""
-        rows = self.blocks[number]
         with self.path.open("rb") as file:
-            file.seek(rows.start * self.row_bytes)
-            return hashlib.sha256(file.read(len(rows) * self.row_bytes)).hexdigest()
+            return self._checksum(file, number)
+
+    def _checksum(self, file: BinaryIO, number: int) -> str:
+        rows = self.blocks[number]
+        data = os.pread(file.fileno(), len(rows) * self.row_bytes, rows.start * self.row_bytes)
+        return hashlib.sha256(data).hexdigest()
 
     def write_block(self, descriptor: int, number: int, rows: npt.NDArray[Any]) -> str:
         """Write the rows of a block, in C order, and return its SHA-256."""
@@ -173,16 +181,41 @@ class Pack:
 
     def write_meta(self, checksums: list[str]) -> None:
         """Declare the pack finished; everything else is on disk by then."""
+        self._write_meta(checksums, self.path.stat().st_mtime_ns)
+
+    def _write_meta(self, checksums: list[str], mtime_ns: int) -> None:
         content = {
             **{"facts": self.facts, "num_photos": self.num_photos, "size_bytes": self.size_bytes},
-            **{"mtime_ns": self.path.stat().st_mtime_ns, "blocks": checksums},
+            **{"mtime_ns": mtime_ns, "blocks": checksums},
         }
         write_json(self.folder / META, {**content, "sha256": _digest(content)})
 
+    def open(self) -> npt.NDArray[Any] | None:
+        """Return the rows of a finished pack, as `mapped`; None where there are none, or damage is found.
+
+        What is looked at is what is mapped, whatever another process does to the folder meanwhile.
+        """
+        self.mark_used()  # first: looking for damage may take a while
+        if not self.is_finished():
+            return None
+        try:
+            with self.path.open("rb") as file:
+                if not _lease(file.fileno(), fcntl.LOCK_SH):
+                    return None  # it is mended or removed at this moment
+                return None if self._damage_of(file, every_block=False) else self._map(file)
+        except OSError:
+            return None
+
     def mapped(self) -> npt.NDArray[Any]:
-        """Return the rows, `shape`, mapped from the file and read-only."""
+        """Return the rows, `shape`, mapped from the file and read-only. For who holds the folder's lock."""
         self.mark_used()
-        return np.asarray(np.memmap(self.path, self.kind.dtype, "r", shape=self.shape))
+        with self.path.open("rb") as file:
+            _lease(file.fileno(), fcntl.LOCK_SH)
+            return self._map(file)
+
+    def _map(self, file: BinaryIO) -> npt.NDArray[Any]:
+        # The map keeps the file open, and with it the lease.
+        return np.asarray(np.memmap(file, self.kind.dtype, "r", shape=self.shape))
 
     def mark_used(self) -> None:
         """Say that the pack is used now, for `binventory cache prune`."""
@@ -206,6 +239,25 @@ class Pack:
         if meta is None or meta["facts"] != self.facts or len(meta["blocks"]) != len(self.blocks):
             return None
         return meta
+
+
+def is_mapped(descriptor: int) -> bool:
+    """Return whether another open file of a pack's rows may be mapped. Else none will be while this one is open."""
+    return not _lease(descriptor, fcntl.LOCK_EX, default=False)
+
+
+def _lease(descriptor: int, kind: int, *, default: bool = True) -> bool:
+    """Lock a file of rows: shared by all that have it mapped, alone by who writes it; `default` where nothing can be.
+
+    The lock belongs to the open file, so it is there as long as one of the descriptors or maps made of it.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without such locks
+        return default
+    return True
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

@@ -63,14 +63,14 @@ def open_photos(
     table, rows = _distinct(prepared.index)
     hashes = (scalar.as_py() for scalar in table["sha256"])
     pack = Pack.of(Path(paths.cache_dir), preprocessing.pixel_facts(), hashes, len(table))
-    bad: dict[int, str] = {}
-    pack.mark_used()  # first: looking for damage may take a while
-    if not pack.is_finished() or pack.find_damage() is not None:
+    pixels, bad = pack.open(), {}
+    if pixels is None:
         is_wanted = staged is not None and staged.preprocessing.pixel_facts() == preprocessing.pixel_facts()
-        bad = build(pack, _Files(table), preprocessing, num_threads(data.num_workers), staged if is_wanted else None)
+        num_workers = num_threads(data.num_workers)
+        pixels, bad = build(pack, _Files(table), preprocessing, num_workers, staged if is_wanted else None)
     if staged is not None:
         staged.close()
-    return PackedPhotos(pack.folder, pack.mapped(), rows, bad)
+    return PackedPhotos(pack.folder, pixels, rows, bad)
 
 
 def _distinct(index: pa.Table) -> tuple[pa.Table, dict[str, Rows]]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from binventory.data.formats import NO_PHOTO
+
 HEALTHY = {f"{100_000 + 10 * number}": number % 2 + 1 for number in range(40)}
 KILOBYTE = 1024
 
@@ -80,19 +82,55 @@ def animated() -> bytes:
     return encode(frames[0], "PNG", save_all=True, append_images=frames[1:])
 
 
+def frames(kind: str) -> bytes:
+    return encode(photo(1), kind, save_all=True, append_images=[photo(2)])
+
+
+def bmp_of_runs(width: int, height: int) -> bytes:
+    """Rows that end before they begin: two bytes each, which Pillow fills pixel by pixel."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    start = 14 + len(header) + 4 * 256
+    runs = b"\1\0\0\0" * height + b"\0\1"
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + bytes(4 * 256) + runs
+
+
+def webp_claiming(width: int, height: int) -> bytes:
+    data = bytearray(encode(photo(1), "WEBP"))
+    place = data.index(b"\x9d\x01\x2a") + 3
+    data[place : place + 4] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+def tiff_claiming(tag: int, value: int) -> bytes:
+    data = bytearray(encode(photo(1), "TIFF"))
+    place = data.index(struct.pack("<H", tag), struct.unpack_from("<I", data, 4)[0])
+    data[place : place + 12] = struct.pack("<HHII", tag, 4, 1, value)
+    return bytes(data)
+
+
 @cache
 def bad_photos() -> dict[str, tuple[bytes, str]]:
     """Id -> the file's content and how what is said about it begins."""
     whole = encode(photo(7, 160, 120), quality=90)
     named = {
         "empty": (b"", "empty file"),
-        "zeros": (bytes(5000), "neither JPEG nor PNG"),
-        "text": (b"<html>404</html>", "neither JPEG nor PNG"),
-        "gif": (encode(photo(1), "GIF"), "neither JPEG nor PNG"),
-        "webp": (encode(photo(1), "WEBP"), "neither JPEG nor PNG"),
-        "png": (encode(photo(1), "PNG"), "content does not match the name: a PNG named .jpg"),
-        "animated": (animated(), "content does not match the name"),
-        "bomb": (real_bomb(), "content does not match the name"),
+        "zeros": (bytes(5000), NO_PHOTO),
+        "text": (b"<html>404</html>", NO_PHOTO),
+        "gif": (encode(photo(1), "GIF"), f"{NO_PHOTO}: a picture in GIF"),
+        "heic": (b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(200), f"{NO_PHOTO}: a picture in HEIC"),
+        "animated": (animated(), "animated"),
+        "animated_webp": (frames("WEBP"), "animated"),
+        "pages": (frames("TIFF"), "several pages"),
+        "bomb": (real_bomb(), "too many pixels: 60000x60000"),
+        "runs": (bmp_of_runs(10_000, 10_000), "too many pixels: 10000x10000, at most 4 megapixels"),
+        "webp_claims": (webp_claiming(16_000, 16_000), "too many pixels: 16000x16000, at most 50 megapixels"),
+        "tiff_claims": (tiff_claiming(256, 60_000), "too many pixels: 60000x"),
+        "tiff_outside": (tiff_claiming(273, 2**31), "truncated or corrupt: a strip or tile ends outside of the file"),
+        "tiff_tags": (b"II*\0\x08\0\0\0\xff\xff" + bytes(12 * 65_535 + 4), "too many tags: 65535"),
+        **{
+            f"{kind}_cut".lower(): (encode(photo(1), kind)[:-40], "truncated or corrupt")
+            for kind in ("PNG", "WEBP", "BMP", "TIFF")
+        },
         "claims": (jpeg_claiming(60_000, 60_000), "too many pixels: 60000x60000"),
         "narrow": (jpeg_claiming(1, 60_000), "too many pixels: 1x60000, at most 100 megapixels and 20,000 on a side"),
         "scans": (many_scans(200), "too many scans"),
@@ -115,6 +153,9 @@ def odd_photos() -> dict[str, tuple[bytes, tuple[int, int]]]:
         "turned": (encode(photo(4), exif=exif), (32, 48)),
         "progressive": (encode(photo(5), progressive=True), (48, 32)),
         "long": (encode(photo(6, 2000, 2)), (2000, 2)),
+        **{kind.lower(): (encode(photo(1), kind), (48, 32)) for kind in ("PNG", "WEBP", "BMP", "TIFF")},
+        "mpo": (frames("MPO"), (48, 32)),
+        "turned_tiff": (encode(photo(4), "TIFF", exif=exif), (32, 48)),
     }
 
 

@@ -51,10 +51,9 @@ PNG = encode(gradient(), "PNG")
     ("data", "name", "reason"),
     [
         (b"", "a.jpg", "empty file"),
-        (b"<html>404</html>", "a.jpg", "neither JPEG nor PNG"),
-        (encode(gradient(), "GIF"), "a.gif", "neither JPEG nor PNG"),
-        (PNG, "a.jpg", "content does not match the name: a PNG named .jpg"),
-        (JPEG, "a.PNG", "content does not match the name: a JPEG named .png"),
+        (b"<html>404</html>", "a.jpg", "neither JPEG nor PNG, WebP, BMP or TIFF"),
+        (b"BMW, a text", "a.bmp", "neither JPEG nor PNG, WebP, BMP or TIFF"),
+        (encode(gradient(), "GIF"), "a.gif", "neither JPEG nor PNG, WebP, BMP or TIFF: a picture in GIF"),
         (JPEG[:-60], "a.jpg", "truncated or corrupt"),
         (JPEG[:30], "a.jpg", "truncated or corrupt"),
         (PNG[: len(PNG) // 2], "a.png", "truncated or corrupt"),
@@ -81,14 +80,65 @@ def test_a_photo_just_under_the_limit_gets_past_the_size_check() -> None:
         decode_rgb(png_of_size(10_000, 10_000), "a.png")
 
 
-def test_photo_cut_off_anywhere_is_refused() -> None:
-    for length in range(2, len(JPEG) - 2):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *(("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})),
+        *(("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "jpeg"})),
+    ],
+)
+def test_photo_cut_off_anywhere_is_refused(kind: str, options: dict[str, object]) -> None:
+    data = encode(gradient(12, 9), kind, **options)
+    decode_rgb(data, "a")
+    for length in range(len(data) - 1):
         with pytest.raises(PhotoError):
-            decode_rgb(JPEG[:length], "a.jpg")
+            decode_rgb(data[:length], "a")
 
 
-def test_format_is_not_compared_when_the_name_states_none() -> None:
-    assert decode_rgb(PNG, "request body").size == (40, 24)
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF"])
+def test_content_decides_whatever_the_name_says(kind: str) -> None:
+    more = {"save_all": True, "append_images": [gradient().rotate(180)]} if kind == "MPO" else {}
+    data = encode(gradient(), kind, **more)
+    found = [np.asarray(decode_rgb(data, name)).astype(int) for name in ("a.jpg", "a.PNG", "a.tif", "request body")]
+    assert np.abs(found[0] - np.asarray(gradient())).mean() < (0.1 if kind in ("PNG", "BMP", "TIFF") else 4)
+    assert all((pixels == found[0]).all() for pixels in found)
+
+
+def changed(chunk: bytes, content: bytes, checksum: bytes | None = None) -> bytes:
+    """The PNG with one chunk more before its pixels, whose checksum may be wrong."""
+    place = PNG.index(b"IDAT") - 4
+    whole = png_chunk(chunk, content)
+    return PNG[:place] + (whole if checksum is None else whole[:-4] + checksum) + PNG[place:]
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"eXIf", b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"gAMA", b"pHYs", b"cHRM", b"sRGB", b"tIME"]
+)
+def test_png_with_sound_pixels_is_taken_whatever_else_of_it_is_broken(chunk: bytes) -> None:
+    text = b"key\0\1\0\0\0" + zlib.compress(b"x" * 70_000_000) if chunk == b"iTXt" else b"key\0\7broken"
+    for content in (b"", b"\xff", b"key\0", text, b"II*\0\xff\xff\xff\x7f", b"\0" * 40):
+        for checksum in (None, b"oops"):
+            pixels = np.asarray(decode_rgb(changed(chunk, content, checksum), "a.png"))
+            np.testing.assert_array_equal(pixels, np.asarray(gradient()))
+
+
+def test_what_is_sound_beside_a_broken_chunk_still_counts() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(gradient(), "PNG", exif=exif)
+    place = data.index(b"IDAT") - 4
+    for broken in (png_chunk(b"iCCP", b"name\0\7"), png_chunk(b"zTXt", b"key\0\7") * 2, png_chunk(b"gAMA", b"")):
+        pixels = np.asarray(decode_rgb(data[:place] + broken + data[place:], "a.png"))
+        np.testing.assert_array_equal(pixels, np.rot90(np.asarray(gradient()), -1))
+
+
+@pytest.mark.parametrize("chunk", [b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"])
+def test_png_whose_pixels_may_be_broken_is_refused(chunk: bytes) -> None:
+    data = bytearray(encode(gradient().quantize(16), "PNG", transparency=3))
+    place = data.index(chunk) + 4 + int.from_bytes(data[data.index(chunk) - 4 : data.index(chunk)])
+    data[place] ^= 1
+    with pytest.raises(PhotoError, match=f"truncated or corrupt: wrong checksum of {chunk.decode()}"):
+        decode_rgb(bytes(data), "a.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -109,14 +159,37 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = np.asarray(decode_rgb(encode(stored, "PNG", exif=exif), "a.png"))
-    np.testing.assert_array_equal(pixels, upright)
+    for kind, options in (
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ):
+        pixels = np.asarray(decode_rgb(encode(stored, kind, exif=exif, **options), "a"))
+        np.testing.assert_array_equal(pixels, upright)
 
 
-def test_cmyk_jpeg_keeps_its_colours() -> None:
-    data = encode(gradient().convert("CMYK"), "JPEG", quality=100)
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_photo_keeps_its_colours(kind: str) -> None:
+    data = encode(gradient().convert("CMYK"), kind, quality=100)
     pixels = np.asarray(decode_rgb(data, "a.jpg")).astype(int)
     assert np.abs(pixels - np.asarray(gradient())).mean() < 3
+
+
+def bmp_with_alpha(alpha: int) -> bytes:
+    """A BMP that names a mask for alpha, as few programs that fill it and many that leave it zero do."""
+    pixels = np.dstack([np.asarray(gradient())[::-1, :, ::-1], np.full((24, 40), alpha, np.uint8)]).tobytes()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 56, 40, 24, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks
+    return b"BM" + struct.pack("<IHHI", 70 + len(pixels), 0, 0, 70) + header + pixels
+
+
+def test_alpha_of_a_bmp_counts_where_it_was_filled() -> None:
+    grey = np.asarray(gradient()).astype(int)
+    for alpha in (0, 255):
+        np.testing.assert_array_equal(np.asarray(decode_rgb(bmp_with_alpha(alpha), "a.bmp")), grey)
+    half = np.asarray(decode_rgb(bmp_with_alpha(128), "a.bmp")).astype(int)
+    assert np.abs(half - (grey * 128 + 255 * 127) / 255).max() <= 1
 
 
 def test_grey_becomes_three_equal_channels() -> None:
@@ -135,12 +208,15 @@ def test_transparent_pixels_become_white_and_opaque_ones_stay(mode: str) -> None
     image = Image.new("RGBA", (4, 2), (40, 40, 40, 255))
     image.paste((0, 0, 0, 0), (0, 0, 2, 2))
     if mode == "RGB":  # one colour of an opaque mode may be declared transparent
-        data = encode(image.convert("RGB"), "PNG", transparency=(0, 0, 0))
+        files = [encode(image.convert("RGB"), "PNG", transparency=(0, 0, 0))]
     else:
-        data = encode(image.convert(mode), "PNG")
-    pixels = np.asarray(decode_rgb(data, "a.png"))
-    assert (pixels[:, :2] == 255).all()
-    assert (pixels[:, 2:] == 40).all()
+        files = [encode(image.convert(mode), "PNG")]
+        if mode == "RGBA":
+            files += [encode(image, "WEBP", lossless=True), encode(image, "TIFF"), encode(image, "TIFF", big_tiff=True)]
+    for data in files:
+        pixels = np.asarray(decode_rgb(data, "a.png"))
+        assert (pixels[:, :2] == 255).all()
+        assert (pixels[:, 2:] == 40).all()
 
 
 def test_read_photo_names_what_cannot_be_read(tmp_path: Path) -> None:

@@ -127,6 +127,39 @@ def test_image_folder(source: Source, alone: Rows, folder: Path, tmp_path: Path)
     assert len(rows) == len(source.expected)
 
 
+def test_no_picture_of_a_tree_is_left_out_unseen(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = {"jpg": "JPEG", "webp": "WEBP", "BMP": "BMP", "jfif": "JPEG", "Tif": "TIFF"}
+    for number in range(40):
+        ending = [*kinds][number % 5]
+        target = tmp_path / "tree" / str(1 + number // 20) / f"{number}.{ending}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encode(photo(number), kinds[ending]))
+    for name in ("1/p.heic", "1/q.gif", "2/r.heic"):
+        (tmp_path / "tree" / name).write_bytes(b"a picture")
+    (tmp_path / "tree/2/0.png").write_bytes(encode(photo(0), "JPEG"))  # one name in two folders, and another content
+    arguments = ("data=imagefolder", f"data.source={tmp_path}/tree", "layout=imagefolder", f"output={tmp_path}/export")
+    rows, summary = prepare(folder, *arguments)
+    said = capsys.readouterr().out
+    assert "41 bins" in said
+    assert (
+        "left out: 3 files that look like photos are not read (2 .heic, 1 .gif), e.g. 1/p.heic, 1/q.gif, 2/r.heic"
+        in said
+    )
+    assert "noted: 2 used all the same, e.g. 1__0.jpg, 2__0.png (its file name stands more than once" in said
+    assert summary["not_taken"] == ["1/p.heic", "1/q.gif", "2/r.heic"]
+    assert {(row["problem"], row["width"], row["height"]) for row in rows.values()} == {(None, 48, 32)}
+    assert {"1__0.jpg", "2__0.png"} < set(rows)
+    again, _ = prepare(
+        folder, "data=imagefolder", f"data.source={tmp_path}/export/test"
+    )  # with endings that others know
+    exported = [path.suffix for path in (tmp_path / "export").glob("t*/*/*")]
+    assert set(exported) == {".jpg", ".webp", ".bmp", ".tif", ".png"}
+    assert len(exported) == 41
+    assert {row["sha256"] for row in again.values()} <= {row["sha256"] for row in rows.values()}
+
+
 def test_table(source: Source, folder: Path, tmp_path: Path) -> None:
     cells = {"value_00": "-1", "value_01": "99999999999", "value_02": "nan", "value_03": "1.5", "value_04": "one"}
     lines = [f"{source.folder}/bin-images/{name}.jpg,{cells.get(name, truth(name))}" for name in source.expected]

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from binventory.data.inputs import InputPhoto, list_inputs
 from binventory.errors import InputError
-from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config
+from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config, upload
 
 NO_S3 = s3_config("http://127.0.0.1:9")
 
@@ -43,6 +43,27 @@ def test_folder_at_any_depth_in_natural_order(tmp_path: Path) -> None:
     ]
     assert [photo.id for photo in found] == ["P1", "p3", "p2", "p10", "x__7.jpg", "y__7.jpg"]
     assert {(photo.quantity, photo.error) for photo in found} == {(None, None)}
+
+
+def test_any_photo_is_taken_and_what_is_not_is_named(
+    s3_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = ["a.JPG", "b.webp", "c/d.Bmp", "c/e.jfif", "c/f.TIFF", "g.jpeg"]
+    touch(*(tmp_path / "here" / name for name in [*taken, "c/h.heic", "i.gif", "notes.txt"]))
+    upload(s3_server, "anything", tmp_path / "here")
+    s3 = s3_config(s3_server)
+    for location in (tmp_path / "here", f"{tmp_path}/here/**/*", "s3://anything"):
+        photos = list_inputs(str(location), s3, tmp_path / "data", key="source")
+        assert sorted(photo.id for photo in photos) == list("abdefg")
+        expected = "warning: source: 2 files that look like photos are not read (1 .gif, 1 .heic), e.g. "
+        assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
+    for location in (f"{tmp_path}/here/*.gif", f"{tmp_path}/here/c/*.heic"):
+        with pytest.raises(
+            InputError, match=r"holds no photo; 1 file that looks like a photo is not read \(1 \.(gif|heic)"
+        ):
+            inputs(location)
+    (one,) = list_inputs("s3://anything/c/h.heic", s3, tmp_path / "data")  # the decoder says what it is
+    assert one.path is not None
 
 
 def test_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +124,10 @@ def test_table_needs_no_quantity(tmp_path: Path) -> None:
     ("location", "message"),
     [
         ("gone", r"^input: .*gone: no such file or folder"),
-        ("empty", r"^input: .*empty: holds no photo; name a jpg, jpeg or png file, or a folder or glob"),
+        (
+            "empty",
+            r"^input: .*empty: holds no photo; name a \.jpg, \.png, \.webp, \.bmp or \.tif file, or a folder or glob",
+        ),
         ("*.jpg", r"^input: .*\*\.jpg: holds no photo"),
         ("text", r"^input: .*text: holds no photo"),
         ("gone.csv", r"^input: .*gone\.csv: cannot be read: No such file"),

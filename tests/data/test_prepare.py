@@ -155,7 +155,10 @@ def test_every_bin_is_accounted_for(
     capsys.readouterr()
     bins = prepare_folder()
     summary = bins.summary
-    assert summary.bad == {"neither JPEG nor PNG": ["00000", "00004"], "metadata is missing": ["00008"]}
+    assert summary.bad == {
+        "neither JPEG nor PNG, WebP, BMP or TIFF": ["00000", "00004"],
+        "metadata is missing": ["00008"],
+    }
     assert summary.other_quantities == {0: 1, 7: 2}
     assert summary.noted == {"80030": "item quantities sum to 3, EXPECTED_QUANTITY is 1"}
     split = sum(sum(sizes.values()) for sizes in summary.splits.values())
@@ -165,7 +168,7 @@ def test_every_bin_is_accounted_for(
     for line in (
         "left out: 3 bad",
         "left out: 3 of a quantity outside data.counts (0: 1, 7: 2)",
-        "bad: 2 x neither JPEG nor PNG, e.g. 00000, 00004",
+        "bad: 2 x neither JPEG nor PNG, WebP, BMP or TIFF, e.g. 00000, 00004",
         "noted: 1 used all the same, e.g. 80030 (item quantities sum to 3, EXPECTED_QUANTITY is 1)",
     ):
         assert line in text.splitlines()
@@ -189,11 +192,13 @@ def test_unlabelled_bins_are_left_out(tmp_path: Path, folder: Path) -> None:
     assert bins.index["split"].null_count == 1
 
 
-def test_on_bad_fail_names_the_first(prepare_folder: Prepare, folder: Path) -> None:
+def test_on_bad_fail_names_the_first_of_each_reason(prepare_folder: Prepare, folder: Path) -> None:
     for bin_id in ("00000", "00004", "00008", "00012"):
         damage(folder, bin_id)
+    (folder / "bin-images/00016.jpg").write_bytes(b"")
     pattern = (
-        r"data\.on_bad=fail: 4 of 40 bins of data\.source=.* first 00000 \(neither JPEG nor PNG\); 00004 .*; 00008 "
+        r"data\.on_bad=fail: 5 of 40 bins of data\.source=.* first "
+        r"00000, 00004, 00008, … \(neither JPEG nor PNG, WebP, BMP or TIFF\); 00016 \(empty file\); mend"
     )
     with pytest.raises(InputError, match=pattern):
         prepare_folder(on_bad="fail")

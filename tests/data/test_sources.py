@@ -21,7 +21,7 @@ from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, parse_file_list, read_file_list
 from binventory.data.sources.photo_tree import list_photos
 from binventory.errors import ConfigError, InputError
-from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config
+from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config, upload
 
 NO_S3 = s3_config("http://127.0.0.1:9")
 READERS = {
@@ -124,6 +124,56 @@ def test_list_of_another_source(tmp_path: Path) -> None:
         fetch("bucket", tmp_path, file_list=given_list)
 
 
+def many_endings(folder: Path) -> dict[str, str]:
+    """A bucket folder with photos of all endings, two of one id, and pictures that are not read. Return id -> name."""
+    names = {
+        str(place): f"{place}{ending}"
+        for place, ending in enumerate(
+            [".jpg", ".JPG", ".jpeg", ".PNG", ".WebP", ".tif", ".TIFF", ".bmp", ".jfif", ".mpo"]
+        )
+    }
+    draw_bins(folder, dict.fromkeys([*names, "x.y", "twice"], 1))
+    (folder / "file_list.json").unlink()
+    for bin_id, name in names.items():
+        (folder / f"bin-images/{bin_id}.jpg").rename(folder / "bin-images" / name)
+    touch(folder / "bin-images/twice.Png", folder / "bin-images/x.y.HEIC", folder / "bin-images/._0.jpg")
+    return names | {"x.y": "x.y.jpg"}
+
+
+def test_bucket_takes_photos_whatever_their_ending(s3_server: str, tmp_path: Path) -> None:
+    names = many_endings(tmp_path / "here")
+    upload(s3_server, "endings", tmp_path / "here")
+    (tmp_path / "here/bin-images/noending").write_bytes(b"\xff\xd8\xff")  # on S3 nothing tells it before it is fetched
+    given_list = write_list(tmp_path / "list.json", {"1": [*names, "twice", "gone"]})
+    s3 = s3_config(s3_server)
+    for source, not_taken in ((tmp_path / "here", ("noending", "x.y.HEIC")), ("s3://endings", ("x.y.HEIC",))):
+        listing = fetch("bucket", source, tmp_path / "data", s3)
+        assert {found.id: found.photo and found.photo.name for found in listing.bins} == names | {"twice": None}
+        assert tuple(sorted(listing.not_taken)) == not_taken
+        (twice,) = (found for found in listing.bins if found.problem is not None)
+        assert (twice.id, twice.problem) == ("twice", "several photos of one id: twice.Png, twice.jpg")
+        assert all(found.metadata is not None for found in listing.bins)
+        limited = fetch("bucket", source, tmp_path / "data", s3, limit=3)
+        assert {found.id: found.photo and found.photo.name for found in limited.bins} == dict(list(names.items())[:3])
+        listed = fetch("bucket", source, tmp_path / "data", s3, file_list=given_list)
+        photos = {found.id: found.photo and found.photo.name for found in listed.bins}
+        assert listed.absent == ("gone",)
+        assert {bin_id: name for bin_id, name in photos.items() if bin_id != "twice"} == names
+        assert photos["twice"] in (None, "twice.jpg")  # on S3 a listed bin's .jpg is asked for by its name
+
+
+def test_of_many_listed_photos_with_another_ending_the_folder_is_listed_once(
+    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("binventory.data.sources.bucket.MAX_LISTINGS", 2)
+    touch(*(tmp_path / f"here/bin-images/{number}.JPG" for number in range(6)))
+    upload(s3_server, "upper", tmp_path / "here", prefix="b/")
+    given_list = write_list(tmp_path / "list.json", {"1": [str(number) for number in range(5)]})
+    s3 = s3_config(s3_server)
+    listing = fetch("bucket", "s3://upper/b", tmp_path / "data", s3, file_list=given_list)
+    assert [found.photo and found.photo.name for found in listing.bins] == [f"{number}.JPG" for number in range(5)]
+
+
 def test_folder_that_cannot_be_read(tmp_path: Path) -> None:
     touch(tmp_path / "bin-images/1.jpg", tmp_path / "metadata")
     with pytest.raises(InputError, match=r"metadata: cannot be read: Not a directory"):
@@ -219,6 +269,29 @@ def test_image_folder(tmp_path: Path) -> None:
     assert ids(fetch("imagefolder", tmp_path, limit=2)) == ["01000", "1000"]
 
 
+def test_image_folder_takes_any_photo_and_names_what_it_does_not_take(tmp_path: Path) -> None:
+    taken = ["1/a.JPG", "1/b.jpeg", "1/c.webp", "2/d.BMP", "2/e.jfif", "2/f.tif", "2/g.MPO", "2/h.png"]
+    other = ["1/i.heic", "1/j.GIF", "2/k.cr2"]
+    touch(*(tmp_path / name for name in [*taken, *other]))
+    touch(tmp_path / "2/Thumbs.db", tmp_path / "2/.DS_Store", tmp_path / "2/._a.jpg", tmp_path / "2/@eaDir/a.jpg/t.jpg")
+    (tmp_path / "1/l").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "1/m.dat").write_bytes(b"\xff\xd8\xff\xe0")
+    os.mkfifo(tmp_path / "1/n")  # is not waited for
+    listing = fetch("imagefolder", tmp_path)
+    assert ids(listing) == list("abcdefgh")
+    assert sorted(listing.not_taken) == sorted([*other, "1/l", "1/m.dat"])
+
+
+def test_same_file_name_in_two_count_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "1/a.jpg", tmp_path / "2/a.jpg", tmp_path / "2/b.jpg", tmp_path / "2/b.png", tmp_path / "3/c.jpg")
+    listing = fetch("imagefolder", tmp_path)
+    found = {found.id: (found.quantity, found.note is not None) for found in listing.bins}
+    assert found == {
+        **{"1__a.jpg": (1, True), "2__a.jpg": (2, True)},
+        **{"2__b.jpg": (2, True), "2__b.png": (2, True), "c": (3, False)},
+    }
+
+
 def test_tree_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone: cannot be read: No such file"):
         list_photos(str(tmp_path / "gone"), NO_S3, "unused")
@@ -250,8 +323,14 @@ def test_image_folder_of_links_is_followed_once(tmp_path: Path) -> None:
         ),
         (["tree/1/a.jpg", "tree/many/b.jpg"], r"folder 'many' is no count; folders are named by quantity"),
         (["tree/-1/a.jpg"], r"folder '-1' is no count"),
-        (["tree/1/a.jpg", "tree/2/a.png"], r"1/a\.jpg and 2/a\.png have the same id; rename one"),
-        (["tree/1/a.jpg", "tree/1/a.jpeg"], r"1/a\.jpeg and 1/a\.jpg have the same id"),
+        (
+            ["tree/1/a.jpg", "tree/2/a.png", "tree/3/2__a.png.jpg"],
+            r"2/a\.png and 3/2__a\.png\.jpg would have the same id 2__a\.png; rename one",
+        ),
+        (
+            ["tree/1/a.heic", "tree/2/b.gif"],
+            r"holds no bins; 2 files that look like photos are not read \(1 \.gif, 1 \.heic",
+        ),
         (["tree/a.jpg"], r"a\.jpg is not <count>/<id>\.jpg"),
         (["tree/1/deep/a.jpg"], r"1/deep/a\.jpg is not <count>/<id>\.jpg"),
         (["tree/1/notes.txt"], r"holds no bins"),

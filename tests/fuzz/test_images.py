@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from binventory.data.decode import MAX_PIXELS, PhotoError, decode_rgb
+from binventory.data.containers import MAX_PIXELS
+from binventory.data.decode import PhotoError, decode_rgb
 from tests.fuzz.amounts import check_refusal, corpus, fuzz
 from tests.memory import peak_growth_bytes
 
@@ -34,6 +35,8 @@ def seeds() -> list[bytes]:
     photo = Image.effect_noise((40, 24), 60).convert("RGB")
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x8769] = 6, "a bin", {0x9003: "2015:01:01 00:00:00"}
+    turned = Image.Exif()
+    turned[0x0112] = 6
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     text = PngImagePlugin.PngInfo()
     text.add_text("a", "b" * 50, zip=True)
@@ -52,8 +55,30 @@ def seeds() -> list[bytes]:
         encode(photo.convert("I;16"), "PNG"),
         encode(photo.convert("1"), "PNG"),
         encode(photo.convert("L"), "PNG", transparency=7),
+        encode(photo, "WEBP", exif=exif, icc_profile=icc),
+        encode(photo, "WEBP", lossless=True),
+        encode(photo.convert("RGBA"), "WEBP"),
+        encode(photo, "BMP"),
+        encode(photo.quantize(16), "BMP"),
+        encode(photo.convert("1"), "BMP"),
+        rle_bmp(),
+        encode(photo, "TIFF", exif=turned, icc_profile=icc),
+        encode(photo, "TIFF", compression="tiff_lzw", big_tiff=True),
+        encode(photo, "TIFF", compression="tiff_adobe_deflate", strip_size=800),
+        encode(photo, "TIFF", compression="jpeg"),
+        encode(photo.convert("CMYK"), "TIFF", compression="packbits"),
+        encode(photo.convert("I;16"), "TIFF"),
+        encode(photo.quantize(16), "TIFF"),
         encode(frames[0], "PNG", save_all=True, append_images=frames[1:]),
     ]
+
+
+def rle_bmp() -> bytes:
+    """A BMP of runs: plain ones, literal pixels, a jump, the ends of rows and of the picture."""
+    runs = b"\x28\7\0\0" + b"\0\4\1\2\3\4\x24\5\0\0" + b"\0\2\5\0\x23\1\0\0" + b"\x28\1\0\0" * 21 + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, 40, 24, 1, 8, 1, len(runs), 0, 0, 16, 0)
+    palette = bytes(range(64))
+    return b"BM" + struct.pack("<IHHI", 118 + len(runs), 0, 0, 118) + header + palette + runs
 
 
 SEEDS = seeds()
@@ -126,7 +151,13 @@ def damaged_files(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-STARTS = st.sampled_from([b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", PNG_START, PNG_START + b"\0\0\0\rIHDR"])
+STARTS = st.sampled_from(
+    [
+        *(b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", PNG_START, PNG_START + b"\0\0\0\rIHDR"),
+        *(b"RIFF\0\1\0\0WEBPVP8 ", b"RIFF\0\1\0\0WEBPVP8X", b"II*\0\x08\0\0\0\x0a\0", b"MM\0+\0\x08\0\0"),
+        b"BM" + bytes(12) + b"\x28\0\0\0",
+    ]
+)
 NAMES = st.sampled_from(["a.jpg", "a.png", "a", "a\nb\x1b[31m.jpg"])
 
 
@@ -139,7 +170,8 @@ def check(data: bytes, name: str) -> None:
     stated = stated_size(data)
     num_pixels = 0 if stated is None else stated[0] * stated[1]
     # Pillow takes 4 bytes a pixel, and turning or converting an image makes a second one
-    assert growth_bytes < 2**25 + (12 * num_pixels if num_pixels <= MAX_PIXELS else 0)
+    bytes_a_pixel = 24 if data[8:12] == b"WEBP" else 12
+    assert growth_bytes < 2**25 + (bytes_a_pixel * num_pixels if num_pixels <= MAX_PIXELS else 0)
     if image is not None:
         assert image.mode == "RGB"
         assert stated in (image.size, image.size[::-1])
@@ -155,10 +187,51 @@ def decoded(data: bytes, name: str) -> Image.Image | None:
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the header, read here by hand: the first frame of a JPEG, IHDR of a PNG."""
-    if data.startswith(PNG_START):
-        place = data.find(b"IHDR") + 4
-        return struct.unpack(">II", data[place : place + 8]) if 4 <= place <= len(data) - 8 else None
+    """Width and height by the header, read here by hand."""
+    readers = {b"\x89P": png_size, b"BM": bmp_size, b"RI": webp_size, b"II": tiff_size, b"MM": tiff_size}
+    try:
+        return readers.get(data[:2], jpeg_size)(data)
+    except (struct.error, OverflowError):  # the header is cut off, or its directory is beyond any file
+        return None
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    place = data.find(b"IHDR") + 4
+    return struct.unpack_from(">II", data, place) if place >= 4 else None
+
+
+def bmp_size(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from("<HH" if data[14:18] == b"\x0c\0\0\0" else "<Ii", data, 18)
+    return width, abs(height)
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    if data[12:16] == b"VP8X":
+        low = struct.unpack_from("<HBHB", data, 24)
+        return 1 + low[0] + (low[1] << 16), 1 + low[2] + (low[3] << 16)
+    if data[12:16] == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def tiff_size(data: bytes) -> tuple[int, int] | None:
+    order, is_big = ("<" if data[:2] == b"II" else ">"), 43 in data[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    (number,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+    sides: dict[int, int] = {}
+    for place in range(min(number, 1000)):
+        entry = start + (8 + 20 * place if is_big else 2 + 12 * place)
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in (256, 257) and tag not in sides:
+            number_type = {1: "B", 3: "H", 16: "Q"}.get(kind, "I")
+            (sides[tag],) = struct.unpack_from(order + number_type, data, entry + (12 if is_big else 8))
+    return (sides[256], sides[257]) if len(sides) == 2 else None
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """That of the first frame."""
     place = 2
     while place + 9 <= len(data):
         if data[place] != 0xFF:

@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
-import re
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from binventory.data.containers import (
+    DAMAGE,
+    ContainerError,
+    check_bmp,
+    check_jpeg,
+    check_png,
+    check_size,
+    check_webp,
+    readable_png,
+)
+from binventory.data.formats import HEAD_BYTES, NO_PHOTO, format_of
 from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited, stamp_of
 from binventory.data.text import printable
+from binventory.data.tiff import check_tiff
 from binventory.errors import InputError
 
-MAX_PIXELS = 100_000_000  # a photo of this size takes 400 MB as RGB
-MAX_SIDE = 20_000  # resizing takes memory by the longer side, however narrow the photo
-MAX_SCANS = 100  # of a progressive JPEG; usual are 10, and 60 bytes more make libjpeg pass over all pixels once more
-
-JPEG_START = b"\xff\xd8\xff"
-PNG_START = b"\x89PNG\r\n\x1a\n"
-JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # those left out stand alone, within pixel data
-START_OF_SCAN, END_OF_IMAGE, FIRST_SEGMENT = 0xDA, 0xD9, 0xC0
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values for photos that lie on their side
-SUFFIX_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+UPRIGHT: dict[object, Transpose] = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
-# What Pillow's decoders raise on damaged files: OSError where pixel data ends early, the others on broken headers
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
+
+class _Format(NamedTuple):
+    """How a format is read: by which of Pillow's plugins, and what is checked before, which gives the bytes for it."""
+
+    plugin: Callable[[BytesIO], ImageFile]
+    check: Callable[[bytes], bytes]
+
+
+# Not Image.open: it would try every plugin there is, and warn or raise about large photos by limits of its own.
+# MpoImageFile is not among them: the first picture of an MPO is a JPEG.
+FORMATS = {
+    "JPEG": _Format(JpegImageFile, check_jpeg),
+    "PNG": _Format(PngImageFile, check_png),
+    "WebP": _Format(WebPImageFile, check_webp),
+    "BMP": _Format(BmpImageFile, check_bmp),
+    "TIFF": _Format(TiffImageFile, check_tiff),
+}
 
 
 class PhotoError(InputError):
@@ -82,44 +111,67 @@ class Photo(NamedTuple):
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """Decode a JPEG or PNG at its full size; see `decode_photo`."""
+    """Decode a photo at its full size; see `decode_photo`."""
     return decode_photo(data, name).image
 
 
 def decode_photo(data: bytes, name: str, wanted: Callable[[tuple[int, int]], tuple[int, int]] | None = None) -> Photo:
-    """Decode a JPEG or PNG, upright by its EXIF orientation.
+    """Decode a JPEG (also the first picture of an MPO), PNG, WebP, BMP or TIFF, upright by its EXIF orientation.
 
-    Grey, 16-bit, palette and CMYK pixels become 8-bit RGB; transparent ones are laid on white.
+    Its content alone says which it is. Grey, 16-bit, palette and CMYK pixels become 8-bit RGB; transparent ones are
+    laid on white. EXIF data, texts and profiles that cannot be read are passed over.
 
     Args:
         data: the whole file.
-        name: file name for messages; where it ends in .jpg, .jpeg or .png the content must be of that format.
+        name: file name for messages.
         wanted: width and height of a photo -> those that are needed of it, the same for a photo that lies on its side.
             A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that is no less. None: at its full size.
 
     Raises:
-        PhotoError: empty, neither JPEG nor PNG, another format than the name says, animated, over 100 megapixels or
-            20,000 pixels on a side, a JPEG of over 100 scans, or truncated or corrupt anywhere that can be noticed.
+        PhotoError: empty, another format, animated or of several pages, over 100 megapixels (WebP: 50) or 20,000 pixels
+            on a side, a JPEG of over 100 scans, or truncated or corrupt anywhere that can be noticed.
     """
     content = _content_format(data, name)
-    if content == "JPEG":
-        _check_markers(data, name)
     try:
-        # Not Image.open: it would warn or raise about large photos by limits of its own, before ours are asked.
-        image: ImageFile = JpegImageFile(BytesIO(data)) if content == "JPEG" else PngImageFile(BytesIO(data))
-        _check_header(image, name)
-        (width, height), factor = image.size, 1
-        if wanted is not None and content == "JPEG":
-            factor = _factor(image, wanted(image.size))
-            image.draft(None, (width // factor, height // factor))
-        image.load()
-        is_sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
-        ImageOps.exif_transpose(image, in_place=True)
-        return Photo(_to_rgb(image), (height, width) if is_sideways else (width, height), factor)
-    except PhotoError:
-        raise
+        checked = FORMATS[content].check(data)
+        try:
+            return _decoded(content, checked, wanted)
+        except DAMAGE:
+            if content != "PNG" or (readable := readable_png(checked)) is checked:
+                raise
+            return _decoded(content, readable, wanted)
+    except ContainerError as error:
+        raise PhotoError(name, str(error)) from error
     except DAMAGE as error:
         raise PhotoError(name, f"truncated or corrupt: {error}") from error
+
+
+def _decoded(content: str, data: bytes, wanted: Callable[[tuple[int, int]], tuple[int, int]] | None) -> Photo:
+    opened = FORMATS[content].plugin(BytesIO(data))
+    check_size(opened.size)
+    if getattr(opened, "is_animated", False):
+        raise ContainerError("animated: a photo has one frame")
+    (width, height), factor = opened.size, 1
+    if wanted is not None and content == "JPEG":
+        factor = _factor(opened, wanted(opened.size))
+        opened.draft(None, (width // factor, height // factor))
+    opened.load()
+    orientation = _orientation(opened)  # none of a TIFF, which Pillow has turned by now
+    image: Image.Image = opened
+    if content == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # many programs leave these bytes zero and mean opaque
+    method = UPRIGHT.get(orientation)
+    if method is not None:
+        image = image.transpose(method)
+    return Photo(_to_rgb(image), (height, width) if orientation in SIDEWAYS else (width, height), factor)
+
+
+def _orientation(image: ImageFile) -> object:
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except DAMAGE:  # the pixels are sound all the same
+        return None
+    return found if isinstance(found, Hashable) else None
 
 
 def reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
@@ -131,49 +183,16 @@ def reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
 def _factor(image: ImageFile, wanted: tuple[int, int]) -> int:
     factor = reduction(image.size, wanted)
     # a last row that is there in part would be the first of a photo that is then turned
-    is_turned = image.getexif().get(ORIENTATION, 1) != 1
-    return 1 if is_turned and any(side % factor for side in image.size) else factor
+    return 1 if _orientation(image) not in (1, None) and any(side % factor for side in image.size) else factor
 
 
 def _content_format(data: bytes, name: str) -> str:
     if not data:
         raise PhotoError(name, "empty file")
-    if data.startswith(JPEG_START):
-        content = "JPEG"
-    elif data.startswith(PNG_START):
-        content = "PNG"
-    else:
-        raise PhotoError(name, "neither JPEG nor PNG")
-    suffix = PurePath(name).suffix.lower()
-    if SUFFIX_FORMATS.get(suffix, content) != content:
-        raise PhotoError(name, f"content does not match the name: a {content} named {suffix}")
+    content = format_of(data[:HEAD_BYTES])
+    if content not in FORMATS:
+        raise PhotoError(name, NO_PHOTO + ("" if content is None else f": a picture in {content}"))
     return content
-
-
-def _check_markers(data: bytes, name: str) -> None:
-    """Refuse what libjpeg would take: a file whose end is missing or zero, and one that it would decode for hours."""
-    position, num_scans = len(JPEG_START) - 1, 0
-    while (marker := JPEG_MARKER.search(data, position)) is not None:
-        kind, position = marker[0][1], marker.end()
-        if kind == END_OF_IMAGE:
-            return
-        if kind < FIRST_SEGMENT:
-            raise PhotoError(name, f"truncated or corrupt: no marker is 0x{kind:02X}")
-        if kind == START_OF_SCAN:
-            num_scans += 1
-            if num_scans > MAX_SCANS:
-                raise PhotoError(name, f"too many scans: at most {MAX_SCANS}")
-        position += int.from_bytes(data[position : position + 2])  # the length of what belongs to the marker
-    raise PhotoError(name, "truncated or corrupt: no end of image")
-
-
-def _check_header(image: ImageFile, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        limits = f"at most {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} on a side"
-        raise PhotoError(name, f"too many pixels: {width}x{height}, {limits}")
-    if getattr(image, "is_animated", False):
-        raise PhotoError(name, "animated: a photo has one frame")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from binventory.data.formats import exported_suffix
 from binventory.data.prepare import PreparedBins
 from binventory.data.progress import track
 from binventory.data.reading import stamp_of
@@ -73,8 +74,7 @@ def _part_of(row: dict[str, Any]) -> str:
 
 
 def _file_of(row: dict[str, Any]) -> str:
-    suffix = Path(row["path"]).suffix.lower()
-    return f"{_part_of(row)}/{row['quantity']}/{row['id']}{suffix}"
+    return f"{_part_of(row)}/{row['quantity']}/{row['id']}{exported_suffix(Path(row['path']))}"
 
 
 def _place(row: dict[str, Any], target: Path) -> None:

@@ -143,7 +143,7 @@ def _problem(files: BinFiles, scanned: Row) -> str | None:
 
 
 def _notes(files: BinFiles, scanned: Row, listed: Mapping[str, int]) -> list[str]:
-    notes = list(scanned["flags"] or ())
+    notes = [*(scanned["flags"] or ()), *([] if files.note is None else [printable(files.note)])]
     if files.quantity is not None:
         if scanned["metadata_problem"]:
             notes.append(scanned["metadata_problem"])

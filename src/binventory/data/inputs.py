@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import glob
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
+from binventory.data.formats import is_other_picture, is_photo
 from binventory.data.metadata import MetadataError, read_metadata
 from binventory.data.sources.base import BinFiles
-from binventory.data.sources.bucket import is_bucket_layout, list_bins, mirror_bins
-from binventory.data.sources.photo_tree import PhotoFile, count_of, fetch_uris, ids_of, is_photo, list_photos
+from binventory.data.sources.bucket import LayoutBins, is_bucket_layout, list_bins, mirror_bins
+from binventory.data.sources.photo_tree import (
+    PhotoFile,
+    PhotoTree,
+    count_of,
+    fetch_uris,
+    ids_of,
+    list_photos,
+    looks_like_photo,
+)
 from binventory.data.sources.s3 import S3Connection, is_s3, naming, split_uri
 from binventory.data.sources.table import TABLE_SUFFIXES, photos_of, read_rows
-from binventory.data.summary import reason_lines, reason_of
+from binventory.data.summary import READ_SUFFIXES, not_taken_lines, reason_lines, reason_of
 from binventory.data.text import id_of_name
 from binventory.errors import InputError
 
@@ -43,9 +53,10 @@ class InputPhoto:
 def list_inputs(location: str, s3: S3Config, data_dir: str | Path, key: str = "input") -> list[InputPhoto]:
     """List the photos of an input, in natural order (2 before 10); those on S3 are fetched below `data_dir`.
 
-    The input may be a photo, a folder (its jpg, jpeg and png files at any depth), a glob, a folder in bucket layout
-    (all its photos, also those that its file_list.json leaves out), an ImageFolder tree, a table or index with a
-    `path` column (in the order of its rows), and the same on S3 except a glob. `key` is the config key that holds it.
+    The input may be a photo, a folder (its photos at any depth), a glob, a folder in bucket layout (all its photos,
+    also those that its file_list.json leaves out), an ImageFolder tree, a table or index with a `path` column (in the
+    order of its rows), and the same on S3 except a glob. `key` is the config key that holds it. Files that look like
+    photos and are not read are counted and named on stderr.
 
     Raises:
         InputError: nothing was found, or the folder, table or bucket cannot be read.
@@ -53,9 +64,13 @@ def list_inputs(location: str, s3: S3Config, data_dir: str | Path, key: str = "i
     with naming(key):
         if PurePosixPath(location).suffix.lower() in TABLE_SUFFIXES:
             return _table(location, s3, data_dir)
-        photos = _remote(location, s3, data_dir) if is_s3(location) else _local(location, s3, data_dir)
+        photos, not_taken = _remote(location, s3, data_dir) if is_s3(location) else _local(location, s3, data_dir)
+        named = not_taken_lines(not_taken)
         if not photos:
-            raise InputError(f"{location}: holds no photo; name a jpg, jpeg or png file, or a folder or glob of them")
+            hint = "; ".join(named) or f"name a {READ_SUFFIXES} file, or a folder or glob of them"
+            raise InputError(f"{location}: holds no photo; {hint}")
+    for line in named:
+        print(f"warning: {key}: {line}", file=sys.stderr)
     return photos
 
 
@@ -69,26 +84,29 @@ def record_warnings(photos: Sequence[InputPhoto]) -> list[str]:
     return [f"warning: {number:,} recorded quantities cannot be used", *reason_lines(unusable)] if unusable else []
 
 
-def _local(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto]:
+def _local(location: str, s3: S3Config, data_dir: str | Path) -> tuple[list[InputPhoto], Sequence[str]]:
     path = Path(location)
     if path.is_dir():
         if is_bucket_layout(path):
             return _bins(list_bins(path))
         return _photos(list_photos(location, s3, data_dir))
     if path.exists():
-        return [InputPhoto(id_of_name(path.stem)[0], path)]
+        return [InputPhoto(id_of_name(path.stem)[0], path)], ()
     if glob.has_magic(location):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True) if is_photo(name)]  # noqa: PTH207
-        return _photos([PhotoFile(match.as_posix(), match) for match in found if not match.is_dir()], trees=False)
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+        files = [match for match in found if not match.is_dir()]
+        photos = [PhotoFile(match.as_posix(), match) for match in files if is_photo(match.name)]
+        others = [match.as_posix() for match in files if not is_photo(match.name) and looks_like_photo(match)]
+        return _photos(PhotoTree(photos, others), trees=False)
     raise InputError(f"{location}: no such file or folder; check the path")
 
 
-def _remote(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto]:
-    if is_photo(location):
+def _remote(location: str, s3: S3Config, data_dir: str | Path) -> tuple[list[InputPhoto], Sequence[str]]:
+    if is_photo(location) or is_other_picture(location):
         photo = fetch_uris([location], s3, data_dir, location)[location]
         if photo.path is None:
             raise InputError(photo.error or location)
-        return [InputPhoto(id_of_name(photo.path.stem)[0], photo.path)]
+        return [InputPhoto(id_of_name(photo.path.stem)[0], photo.path)], ()
     bucket, prefix = split_uri(location)
     layout = f"{prefix}/bin-images".lstrip("/")
     if any(S3Connection(s3).list_objects(bucket, layout, recursive=False, page_keys=1)):
@@ -107,9 +125,9 @@ def _table(location: str, s3: S3Config, data_dir: str | Path) -> list[InputPhoto
     ]
 
 
-def _bins(bins: Iterable[BinFiles]) -> list[InputPhoto]:
-    with_photo = [found for found in bins if found.photo is not None or found.problem is not None]
-    return [_bin(found) for found in sorted(with_photo, key=lambda found: _natural(found.id))]
+def _bins(layout: LayoutBins) -> tuple[list[InputPhoto], Sequence[str]]:
+    with_photo = [found for found in layout.bins if found.photo is not None or found.problem is not None]
+    return [_bin(found) for found in sorted(with_photo, key=lambda found: _natural(found.id))], layout.not_taken
 
 
 def _bin(found: BinFiles) -> InputPhoto:
@@ -122,15 +140,16 @@ def _bin(found: BinFiles) -> InputPhoto:
         return InputPhoto(found.id, found.photo, None, error, unusable.reason)
 
 
-def _photos(photos: list[PhotoFile], trees: bool = True) -> list[InputPhoto]:
-    ordered = sorted(photos, key=lambda photo: _natural(photo.name))
+def _photos(tree: PhotoTree, trees: bool = True) -> tuple[list[InputPhoto], Sequence[str]]:
+    ordered = sorted(tree.photos, key=lambda photo: _natural(photo.name))
     counts = [count_of(photo.name) if trees else None for photo in ordered]
     is_tree = None not in counts
     ids = [id_of_name(made)[0] for made in ids_of([photo.name for photo in ordered])]
-    return [
+    photos = [
         InputPhoto(photo_id, photo.path, count if is_tree else None, photo.error)
         for photo_id, photo, count in zip(ids, ordered, counts, strict=True)
     ]
+    return photos, tree.not_taken
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

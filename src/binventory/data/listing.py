@@ -16,13 +16,13 @@ class PackedBins(PackedRows[BinFiles]):
 
     SCHEMA = pa.schema(
         [
-            *((name, pa.binary()) for name in ("id", "photo", "metadata", "group", "problem")),
+            *((name, pa.binary()) for name in ("id", "photo", "metadata", "group", "problem", "note")),
             ("quantity", pa.int64()),
             ("needs_metadata", pa.bool_()),
         ]
     )
 
     def _row(self, *values: Any) -> BinFiles:
-        bin_id, photo, metadata, group, problem, quantity, needs_metadata = values
+        bin_id, photo, metadata, group, problem, note, quantity, needs_metadata = values
         photo, metadata = (None if path is None else Path(path) for path in (photo, metadata))
-        return BinFiles(bin_id, photo, metadata, quantity, group, needs_metadata, problem)
+        return BinFiles(bin_id, photo, metadata, quantity, group, needs_metadata, problem, note)

@@ -29,7 +29,7 @@ from binventory.data.sources.file_list import read_file_list
 from binventory.data.sources.mirror import large_downloads
 from binventory.data.sources.s3 import naming
 from binventory.data.splits import TEST, TRAIN, VAL, check_no_empty_count, grouped_split, report_split, share_deviation
-from binventory.data.summary import Summary, summarize
+from binventory.data.summary import Summary, examples_of, summarize
 from binventory.errors import ConfigError, InputError
 from binventory.files import atomic_path, locked
 
@@ -134,7 +134,13 @@ def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: Stage
     folder = Path(paths.cache_dir) / "index" / _source_key(data)
     with _writing(folder), locked(folder / "lock"):
         index, items = build_index(listing, folder / "scan.parquet", staged, data.num_workers)
-    summary = summarize(index, source=data.source, absent=len(listing.absent), counts=list(data.counts))
+    summary = summarize(
+        index,
+        source=data.source,
+        absent=len(listing.absent),
+        counts=list(data.counts),
+        not_taken=listing.not_taken,
+    )
     _judge(index, summary, data)
     return IndexedBins(listing, index, items, folder, summary)
 
@@ -159,8 +165,15 @@ def split_bins(bins: IndexedBins, data: DataConfig, split_list: Mapping[str, int
     split[pc.is_valid(bins.index["problem"]).to_numpy()] = None
     position = bins.index.schema.get_field_index("split")
     index = bins.index.set_column(position, bins.index.schema.field(position), pa.array(split, pa.string()))
-    source, absent = bins.summary.source, bins.summary.absent
-    summary = summarize(index, source=source, absent=absent, counts=list(data.counts), warnings=warnings)
+    before = bins.summary
+    summary = summarize(
+        index,
+        source=before.source,
+        absent=before.absent,
+        counts=list(data.counts),
+        not_taken=before.not_taken,
+        warnings=warnings,
+    )
     check_no_empty_count(summary.splits, list(data.counts), has_val=data.val_fraction > 0)
     folder = bins.folder / _split_key(data)
     paths = folder / "index.parquet", folder / "items.parquet"
@@ -214,8 +227,8 @@ def _judge(index: pa.Table, summary: Summary, data: DataConfig) -> None:
         return
     found = f"{summary.num_bad:,} of {summary.total:,} bins of data.source={data.source} cannot be used"
     if data.on_bad == "fail":
-        bad = index.select(["id", "problem"]).filter(pc.is_valid(index["problem"])).slice(0, 3).to_pylist()
-        first = "; ".join(f"{row['id']} ({row['problem']})" for row in bad)
+        bad = index.select(["id", "problem"]).filter(pc.is_valid(index["problem"]))
+        first = examples_of(rows_of(bad))
         raise InputError(f"data.on_bad=fail: {found}, first {first}; mend or remove them, or set data.on_bad=skip")
     reasons = "; ".join(line.removeprefix("bad: ") for line in summary.bad_lines()[:3])
     share = summary.num_bad / summary.total

@@ -19,6 +19,20 @@ def stamp_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns % 2**63
 
 
+def read_head(path: Path, num_bytes: int) -> bytes:
+    """Return the first bytes of a regular file; none where there is no such file or it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return b""
+    try:
+        return os.read(descriptor, num_bytes) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
 def read_limited(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`.
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from binventory.data.columns import rows_of
 from binventory.data.splits import SPLITS
+from binventory.data.text import printable
 
 NUM_EXAMPLES = 3
 NUM_REASONS = 10
+READ_SUFFIXES = ".jpg, .png, .webp, .bmp or .tif"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Summary:
         other_quantities: quantity outside `data.counts` -> bins.
         unlisted: bins that the list split by `data.split=report` does not name.
         noted: id -> what is odd about a bin that is used all the same.
+        not_taken: names of files that look like photos and are not read; no bins.
         warnings: what the split could not keep.
     """
 
@@ -42,6 +46,7 @@ class Summary:
     other_quantities: Mapping[int, int]
     unlisted: int
     noted: Mapping[str, str]
+    not_taken: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -64,6 +69,7 @@ class Summary:
         ):
             if number:
                 lines.append(f"left out: {number:,} {what}")
+        lines += [f"left out: {line}" for line in not_taken_lines(self.not_taken)]
         return [*lines, *self.bad_lines(), *self._noted_lines(), *(f"warning: {text}" for text in self.warnings)]
 
     def bad_lines(self) -> list[str]:
@@ -83,12 +89,17 @@ class Summary:
     def _noted_lines(self) -> list[str]:
         if not self.noted:
             return []
-        examples = "; ".join(f"{bin_id} ({note})" for bin_id, note in list(self.noted.items())[:NUM_EXAMPLES])
-        return [f"noted: {len(self.noted):,} used all the same, e.g. {examples}"]
+        return [f"noted: {len(self.noted):,} used all the same, e.g. {examples_of(self.noted.items())}"]
 
 
 def summarize(
-    index: pa.Table, *, source: str, absent: int, counts: list[int], warnings: tuple[str, ...] = ()
+    index: pa.Table,
+    *,
+    source: str,
+    absent: int,
+    counts: list[int],
+    not_taken: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> Summary:
     """Count the bins of an index (`INDEX_SCHEMA`), split or not."""
     columns = index.select(["id", "quantity", "split", "problem", "note"])
@@ -121,8 +132,36 @@ def summarize(
         other_quantities=dict(sorted(others.items())),
         unlisted=unlisted,
         noted=noted,
+        not_taken=not_taken,
         warnings=warnings,
     )
+
+
+def not_taken_lines(names: Sequence[str]) -> list[str]:
+    """Return a line that counts and names files that look like photos and are not read; none where there are none."""
+    if not names:
+        return []
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in names)
+    most = sorted(kinds.items(), key=lambda entry: (-entry[1], entry[0]))[:NUM_REASONS]
+    shown = ", ".join(f"{number:,} {printable(kind, 20)}" for kind, number in most)
+    examples = ", ".join(printable(name, 100) for name in sorted(names)[:NUM_EXAMPLES])
+    what = "file that looks like a photo is" if len(names) == 1 else "files that look like photos are"
+    return [f"{len(names):,} {what} not read ({shown}), e.g. {examples}; save as or name {READ_SUFFIXES}"]
+
+
+def examples_of(problems: Iterable[tuple[str, str]]) -> str:
+    """Return the first reasons with some ids each, as "1, 2, 3, … (reason: detail of the first); 4 (reason)"."""
+    ids: dict[str, list[str]] = defaultdict(list)
+    first: dict[str, str] = {}
+    for bin_id, problem in problems:
+        reason = reason_of(problem)
+        ids[reason].append(bin_id)
+        first.setdefault(reason, problem)
+    parts = []
+    for reason in list(ids)[:NUM_EXAMPLES]:
+        more = ", …" if len(ids[reason]) > NUM_EXAMPLES else ""
+        parts.append(f"{', '.join(ids[reason][:NUM_EXAMPLES])}{more} ({first[reason]})")
+    return "; ".join(parts)
 
 
 def reason_lines(ids_of: Mapping[str, list[str]]) -> list[str]:

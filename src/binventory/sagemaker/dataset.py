@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from binventory.data.formats import exported_suffix
 from binventory.data.prepare import IndexedBins, PreparedBins
 from binventory.data.progress import track
 from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited
@@ -125,7 +126,7 @@ def _layout(bins: Sequence[BinFiles]) -> str:
 def _photo_key(files: BinFiles, layout: str) -> str:
     if layout == "abid":
         return f"{PHOTOS}/{files.id}{PHOTO_SUFFIX}"
-    suffix = files.photo.suffix.lower() if files.photo is not None else ""
+    suffix = exported_suffix(files.photo) if files.photo is not None else ""
     return f"{'photos' if layout == 'table' else files.quantity}/{files.id}{suffix}"
 
 

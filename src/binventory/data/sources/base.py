@@ -20,6 +20,7 @@ class BinFiles:
         group: the source's own group of bins that must not be parted by a split; None where it states none.
         needs_metadata: whether a missing metadata file is a fault of this bin (bucket layout) or usual (ImageFolder).
         problem: why this bin cannot be used, when the source already knows (a failed download, a bad table row).
+        note: what is odd about this bin, which is used all the same.
     """
 
     id: str
@@ -29,6 +30,7 @@ class BinFiles:
     group: str | None = None
     needs_metadata: bool = False
     problem: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Listing:
         absent: ids that were asked for and of which nothing exists here: a partial source, not a fault.
         split_list: bin id -> count in *file order* from the source's own file_list.json (or `data.file_list`);
             None where there is no such list. `data.split=report` splits it.
+        not_taken: names of files that look like photos and are not read, such as a.heic.
     """
 
     bins: Sequence[BinFiles]
     absent: tuple[str, ...] = ()
     split_list: Mapping[str, int] | None = field(default=None)
+    not_taken: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from binventory.config.schema import S3Config
+from binventory.data.formats import is_other_picture, is_photo
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import (
     FILE_LIST_NAME,
@@ -19,17 +21,22 @@ from binventory.data.sources.file_list import (
     take,
 )
 from binventory.data.sources.mirror import Outcome, RemoteFile, download, target_of
+from binventory.data.sources.photo_tree import looks_like_photo
 from binventory.data.sources.progress import counted
-from binventory.data.sources.s3 import S3Connection, is_s3, mirror_folder, naming, read_object, split_uri
-from binventory.data.text import id_of_name
+from binventory.data.sources.s3 import S3Connection, S3Object, is_s3, mirror_folder, naming, read_object, split_uri
+from binventory.data.summary import not_taken_lines
+from binventory.data.text import MADE_ID, id_of_name
 from binventory.errors import InputError
 
-PHOTOS, PHOTO_SUFFIX = "bin-images", ".jpg"
+PHOTOS, PHOTO_SUFFIX = "bin-images", ".jpg"  # of the public bucket; any ending of a photo is taken
 METADATA, METADATA_SUFFIX = "metadata", ".json"
+MAX_LISTINGS = 100  # for so many ids each is looked for by itself; for more the whole folder is listed
 
 
 class BucketSource:
     """Reads the bucket layout; one on S3 is mirrored below `data_dir` first.
+
+    A bin's photo is `ID` with any ending of a photo in any case.
 
     Taken are the bins of `file_list`, else those of the location's own file_list.json, else all of which a photo or
     metadata exists; of these the first `limit` by name. Arguments as in `Source`.
@@ -52,39 +59,50 @@ class BucketSource:
         with naming("data.source"):
             if is_s3(self.location):
                 wanted = wanted or _own_list(self.location, self.s3)
-                bins = mirror_bins(self.location, wanted, self.limit, self.s3, self.data_dir)
+                found = mirror_bins(self.location, wanted, self.limit, self.s3, self.data_dir)
             else:
                 _check_layout(folder)
                 wanted = wanted or own_list_of_folder(folder)
-                bins = list_bins(folder)
-            return take(bins, wanted, self.limit, self.location)
+                found = list_bins(folder)
+            return take(found.bins, wanted, self.limit, self.location, found.not_taken)
 
 
-def list_bins(folder: Path) -> Iterator[BinFiles]:
-    """Give the bins of a folder in bucket layout: every id of which a photo or metadata exists.
+class LayoutBins(NamedTuple):
+    """The bins of a bucket layout, and names of files beside the photos that look like photos and are not read."""
 
-    A file whose name cannot be an id is a bin with a problem.
+    bins: Iterator[BinFiles]
+    not_taken: Sequence[str]
+
+
+def list_bins(folder: Path) -> LayoutBins:
+    """List the bins of a folder in bucket layout: every id of which a photo or metadata exists.
+
+    A file whose name cannot be an id is a bin with a problem, and so are two photos of one id.
 
     Raises:
         InputError: a folder cannot be read.
     """
-    photos, problems = _files_by_id(folder / PHOTOS, PHOTO_SUFFIX)
-    metadata, more_problems = _files_by_id(folder / METADATA, METADATA_SUFFIX)
-    problems |= more_problems
-    for bin_id in photos.keys() | metadata.keys():
-        paths = (
-            folder / PHOTOS / photos[bin_id] if bin_id in photos else None,
-            folder / METADATA / metadata[bin_id] if bin_id in metadata else None,
-        )
-        yield BinFiles(bin_id, *paths, needs_metadata=True, problem=problems.get(bin_id))
+    photos, metadata = _part_of(folder / PHOTOS, _Part(is_photo)), _part_of(folder / METADATA, _Part(_is_metadata))
+
+    def bins() -> Iterator[BinFiles]:
+        for bin_id in photos.names.keys() | metadata.names.keys():
+            paths = (
+                None if (name := photos.name(bin_id)) is None else folder / PHOTOS / name,
+                None if (name := metadata.name(bin_id)) is None else folder / METADATA / name,
+            )
+            problem = photos.problem(bin_id) or metadata.problem(bin_id)
+            yield BinFiles(bin_id, *paths, needs_metadata=True, problem=problem)
+
+    return LayoutBins(bins(), photos.not_taken)
 
 
 def mirror_bins(
     location: str, wanted: Iterable[str] | None, limit: int | None, s3: S3Config, data_dir: str | Path
-) -> Iterator[BinFiles]:
-    """Download the first `limit` by name of the `wanted` bins (None: of all) and give what there is of them.
+) -> LayoutBins:
+    """Download the first `limit` by name of the `wanted` bins (None: of all) and list what there is of them.
 
-    A file that cannot be had is that bin's `problem`; a bin without any file is left out.
+    A file that cannot be had is that bin's `problem`; a bin without any file is left out. A wanted photo is `ID.jpg`;
+    only where there is none is another ending looked for.
 
     Raises:
         InputError: the bucket cannot be reached, listed or written to disk.
@@ -96,18 +114,29 @@ def mirror_bins(
         )
     place = _Place(bucket, prefix, mirror_folder(bucket, s3, data_dir))
     problems: dict[str, str] = {}
+    not_taken: Sequence[str] = ()
     if wanted is None:
-        files, problems = _list_remote(place, limit, s3)
+        files, problems, not_taken = _list_remote(place, limit, s3)
     else:
         ids = sorted(wanted, key=name_order)[:limit]
-        files = {bin_id: (place.photo(bin_id), place.metadata(bin_id)) for bin_id in ids}
+        files = {bin_id: (place.photo(bin_id + PHOTO_SUFFIX), place.metadata(bin_id)) for bin_id in ids}
     outcome = download([file for pair in files.values() for file in pair if file is not None], s3, data_dir, location)
-    for bin_id, pair in files.items():
-        found = _bin_files(bin_id, *pair, outcome)
-        if found.photo or found.metadata or found.problem:
-            yield found
-    for bin_id, reason in problems.items():
-        yield BinFiles(bin_id, None, needs_metadata=True, problem=reason)
+    missing = [bin_id for bin_id, (photo, _) in files.items() if photo is not None and photo.target in outcome.missing]
+    if wanted is not None and missing:
+        others, problems = _other_photos(place, missing, s3)
+        files |= {bin_id: (photo, files[bin_id][1]) for bin_id, photo in others.items()}
+        if photos := [photo for photo in others.values() if photo is not None]:
+            more = download(photos, s3, data_dir, location)
+            outcome.missing |= more.missing
+            outcome.failed |= more.failed
+
+    def bins() -> Iterator[BinFiles]:
+        for bin_id, pair in files.items():
+            found = _bin_files(bin_id, *pair, outcome, problems.get(bin_id))
+            if found.photo or found.metadata or found.problem:
+                yield found
+
+    return LayoutBins(bins(), not_taken)
 
 
 @dataclass(frozen=True)
@@ -121,8 +150,8 @@ class _Place:
     def key(self, folder: str, name: str = "") -> str:
         return "/".join(part for part in (self.prefix, folder, name) if part)
 
-    def photo(self, bin_id: str, size_bytes: int | None = None) -> RemoteFile:
-        return self._file(self.key(PHOTOS, bin_id + PHOTO_SUFFIX), size_bytes)
+    def photo(self, name: str, size_bytes: int | None = None) -> RemoteFile:
+        return self._file(self.key(PHOTOS, name), size_bytes)
 
     def metadata(self, bin_id: str, size_bytes: int | None = None) -> RemoteFile:
         return self._file(self.key(METADATA, bin_id + METADATA_SUFFIX), size_bytes)
@@ -134,76 +163,127 @@ class _Place:
 _Pair = tuple[RemoteFile | None, RemoteFile | None]
 
 
-def _list_remote(place: _Place, limit: int | None, s3: S3Config) -> tuple[dict[str, _Pair], dict[str, str]]:
-    """Photo and metadata of the first `limit` ids by name, and the problems of those whose name cannot be an id.
+class _Part:
+    """The photos or the metadata files of a layout by id; hidden files, which systems leave, are none."""
+
+    def __init__(self, is_part: Callable[[str], bool]) -> None:
+        self.is_part = is_part
+        self.names: dict[str, str] = {}  # by id
+        self.sizes: dict[str, int] = {}
+        self.not_taken: list[str] = []
+        self._problems: dict[str, str] = {}
+        self._twice: dict[str, set[str]] = defaultdict(set)
+
+    def add(self, name: str, size_bytes: int | None = None) -> None:
+        bin_id, problem = id_of_name(name.rpartition(".")[0])
+        if bin_id in self.names:
+            self._twice[bin_id] |= {self.names[bin_id], name}
+        self.names[bin_id] = name
+        if size_bytes is not None:
+            self.sizes[bin_id] = size_bytes
+        if problem is not None:
+            self._problems[bin_id] = problem
+
+    def name(self, bin_id: str) -> str | None:
+        """The file of an id; None where there is none, or not one alone."""
+        return None if bin_id in self._twice else self.names.get(bin_id)
+
+    def problem(self, bin_id: str) -> str | None:
+        """Why the bin of an id cannot be used, by its files' names."""
+        if bin_id in self._twice:
+            return f"several photos of one id: {', '.join(sorted(self._twice[bin_id]))}"
+        return self._problems.get(bin_id)
+
+
+def _is_metadata(name: str) -> bool:
+    return name.endswith(METADATA_SUFFIX) and not name.startswith(".")
+
+
+def _list_remote(
+    place: _Place, limit: int | None, s3: S3Config
+) -> tuple[dict[str, _Pair], dict[str, str], Sequence[str]]:
+    """Photo and metadata of the first `limit` ids by name, problems by id, and the names of pictures that are not read.
 
     Each folder is listed no further than that takes.
     """
     connection = S3Connection(s3)
-    sizes, problems = [], {}
-    for folder, suffix in ((PHOTOS, PHOTO_SUFFIX), (METADATA, METADATA_SUFFIX)):
-        listed = connection.list_objects(place.bucket, place.key(folder), recursive=False, page_keys=limit or 1000)
-        where = f"s3://{place.bucket}/{place.key(folder)}"
-        names = ((entry.key.rpartition("/")[2], entry.size_bytes) for entry in counted(listed, where))
-        here = {}
-        for name, size_bytes in islice(((name, size) for name, size in names if _is_part(name, suffix)), limit):
-            bin_id, problem = id_of_name(name.removesuffix(suffix))
-            here[bin_id] = size_bytes
-            if problem is not None:
-                problems[bin_id] = problem
-        sizes.append(here)
-    photos, metadata = sizes
-    if not photos and not metadata:
+    photos, metadata = _Part(is_photo), _Part(_is_metadata)
+    for folder, part in ((PHOTOS, photos), (METADATA, metadata)):
+        # one key more than the limit: it tells whether the last id has another photo
+        page_keys = 1000 if limit is None else limit + 1
+        listed = connection.list_objects(place.bucket, place.key(folder), recursive=False, page_keys=page_keys)
+        for name, size_bytes in _names(counted(listed, f"s3://{place.bucket}/{place.key(folder)}")):
+            if part.is_part(name):
+                if len(part.names) == limit and id_of_name(name.rpartition(".")[0])[0] not in part.names:
+                    break
+                part.add(name, size_bytes)
+            elif part is photos and is_other_picture(name):
+                photos.not_taken.append(name)
+    if not photos.names and not metadata.names:
         raise InputError(
             f"s3://{place.bucket}/{place.prefix}: has neither {PHOTOS}/ID.jpg nor {METADATA}/ID.json; "
-            "name the prefix above them"
+            f"{'; '.join([*not_taken_lines(photos.not_taken), 'name the prefix above them'])}"
         )
-    ids = sorted(photos.keys() | metadata.keys(), key=name_order)[:limit]
-    files = {
-        bin_id: (
-            place.photo(bin_id, photos[bin_id]) if bin_id in photos else None,
-            place.metadata(bin_id, metadata[bin_id]) if bin_id in metadata else None,
-        )
-        for bin_id in ids
-        if bin_id not in problems
+    ids = sorted(photos.names.keys() | metadata.names.keys(), key=name_order)[:limit]
+    problems = {bin_id: problem for bin_id in ids if (problem := photos.problem(bin_id) or metadata.problem(bin_id))}
+    files: dict[str, _Pair] = {}
+    for bin_id in ids:
+        photo = None if (one := photos.name(bin_id)) is None else place.photo(one, photos.sizes[bin_id])
+        about = None if bin_id not in metadata.names else place.metadata(bin_id, metadata.sizes[bin_id])
+        files[bin_id] = (None, None) if bin_id.startswith(MADE_ID) else (photo, about)
+    return files, problems, photos.not_taken
+
+
+def _other_photos(
+    place: _Place, ids: Sequence[str], s3: S3Config
+) -> tuple[dict[str, RemoteFile | None], dict[str, str]]:
+    """Photos of some ids whatever their ending, None where there are several, and the problems of these."""
+    connection, photos, sought = S3Connection(s3), _Part(is_photo), set(ids)
+    starts = [f"{bin_id}." for bin_id in ids] if len(ids) <= MAX_LISTINGS else [""]
+    for start in starts:
+        listed = connection.list_objects(place.bucket, place.key(PHOTOS), recursive=False, name_start=start)
+        for name, size_bytes in _names(counted(listed, f"s3://{place.bucket}/{place.key(PHOTOS)}")):
+            if is_photo(name) and name.rpartition(".")[0] in sought:
+                photos.add(name, size_bytes)
+    found = {
+        bin_id: None if photos.name(bin_id) is None else place.photo(name, photos.sizes[bin_id])
+        for bin_id, name in photos.names.items()
     }
-    return files, {bin_id: problems[bin_id] for bin_id in ids if bin_id in problems}
+    return found, {bin_id: problem for bin_id in found if (problem := photos.problem(bin_id))}
 
 
-def _bin_files(bin_id: str, photo: RemoteFile | None, metadata: RemoteFile | None, outcome: Outcome) -> BinFiles:
+def _names(listed: Iterable[S3Object]) -> Iterator[tuple[str, int]]:
+    return ((entry.key.rpartition("/")[2], entry.size_bytes) for entry in listed)
+
+
+def _bin_files(
+    bin_id: str, photo: RemoteFile | None, metadata: RemoteFile | None, outcome: Outcome, problem: str | None
+) -> BinFiles:
     failed = [file for file in (photo, metadata) if file is not None and file.target in outcome.failed]
     return BinFiles(
         bin_id,
         photo.target if photo is not None and outcome.has(photo.target) else None,
         metadata.target if metadata is not None and outcome.has(metadata.target) else None,
         needs_metadata=True,
-        problem="; ".join(f"{file.uri}: {outcome.failed[file.target]}" for file in failed) or None,
+        problem=problem or "; ".join(f"{file.uri}: {outcome.failed[file.target]}" for file in failed) or None,
     )
 
 
-def _files_by_id(folder: Path, suffix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The names of the files of one kind, and the problems of those whose name cannot be an id; both by id."""
-    found: dict[str, str] = {}
-    problems: dict[str, str] = {}
+def _part_of(folder: Path, part: _Part) -> _Part:
+    """Add the files of a folder, if there is one, to a part."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 # not is_file(): a dangling link or a pipe named like a photo is a bad photo, not a missing one
-                if _is_part(entry.name, suffix):
-                    bin_id, problem = id_of_name(entry.name.removesuffix(suffix))
-                    found[bin_id] = entry.name
-                    if problem is not None:
-                        problems[bin_id] = problem
+                if part.is_part(entry.name):
+                    part.add(entry.name)
+                elif part.is_part is is_photo and looks_like_photo(Path(entry.path)):
+                    part.not_taken.append(entry.name)
     except FileNotFoundError:
-        return {}, {}
+        return part
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return found, problems
-
-
-def _is_part(name: str, suffix: str) -> bool:
-    """Whether a file is part of the layout; hidden ones, which systems leave, are not."""
-    return name.endswith(suffix) and not name.startswith(".")
+    return part
 
 
 def _own_list(location: str, s3: S3Config) -> dict[str, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -98,13 +98,22 @@ def name_order(bin_id: str) -> bytes:
     return bin_id.encode() + NAME_SUFFIX
 
 
-def take(bins: Iterable[BinFiles], wanted: Mapping[str, int] | None, limit: int | None, where: str) -> Listing:
-    """Return what exists (`bins`) as a listing, cut as `places_of` says. Raises as `places_of`."""
+def take(
+    bins: Iterable[BinFiles],
+    wanted: Mapping[str, int] | None,
+    limit: int | None,
+    where: str,
+    not_taken: Sequence[str] = (),
+) -> Listing:
+    """Return what exists (`bins`, and pictures that are not read) as a listing, cut and raising as `places_of`."""
     from binventory.data.listing import PackedBins
+    from binventory.data.summary import not_taken_lines
 
     packed = PackedBins(bins)
+    if not_taken and not len(packed):
+        raise InputError(f"{where}: holds no bins; {'; '.join(not_taken_lines(not_taken))}")
     places, absent = places_of(packed.table["id"], wanted, limit, where)
-    return Listing(bins=packed.at(places), absent=absent, split_list=wanted)
+    return Listing(bins=packed.at(places), absent=absent, split_list=wanted, not_taken=tuple(not_taken))
 
 
 def places_of(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import own_list_of_folder, read_file_list, take
-from binventory.data.sources.photo_tree import COUNT_NAME, PhotoFile, count_of, list_photos
+from binventory.data.sources.photo_tree import COUNT_NAME, PhotoFile, count_of, ids_of, list_photos
 from binventory.data.sources.s3 import is_s3, naming
 from binventory.data.text import id_of_name, printable
 from binventory.errors import InputError
@@ -19,8 +19,9 @@ _TREE_HINT = "folders are named by quantity: 1/, 2/, …"
 
 
 class ImageFolderSource:
-    """Reads one tree of count folders with jpg, jpeg or png photos; the folder's name is the label.
+    """Reads one tree of count folders with photos; the folder's name is the label.
 
+    A bin's id is its photo's file name without the ending where no other photo has the same, else made of the path.
     Taken are the bins of `file_list` or of the tree's own file_list.json where there is one, else all; of these the
     first `limit` by name. A tree on S3 is fetched whole. Arguments as in `Source`.
     """
@@ -35,7 +36,7 @@ class ImageFolderSource:
         self.data_dir = data_dir
 
     def fetch(self) -> Listing:
-        """List the tree. Raises InputError when it is no tree of counts or an id stands twice."""
+        """List the tree. Raises InputError when it is no tree of counts or two photos would have one id."""
         folder = Path(self.location)
         with naming("data.file_list"):
             wanted = None if self.file_list is None else read_file_list(self.file_list, self.s3)
@@ -43,29 +44,33 @@ class ImageFolderSource:
             if not is_s3(self.location):
                 _check_tree(folder)
                 wanted = wanted or own_list_of_folder(folder)
-            return take(self._bins(), wanted, self.limit, self.location)
+            tree = list_photos(self.location, self.s3, self.data_dir)
+            return take(self._bins(tree.photos), wanted, self.limit, self.location, tree.not_taken)
 
-    def _bins(self) -> Iterator[BinFiles]:
+    def _bins(self, photos: Sequence[PhotoFile]) -> Iterator[BinFiles]:
         groups = _exported_groups(Path(self.location))
-        names: dict[str, str] = {}
-        for photo in list_photos(self.location, self.s3, self.data_dir):
-            found = _bin_files(photo, self.location)
-            if found.id in names:
-                both = f"{printable(names[found.id])} and {printable(photo.name)}"
-                raise InputError(f"{self.location}: {both} have the same id; rename one")
-            names[found.id] = photo.name
+        in_tree = []
+        for photo in photos:
+            if photo.path is None and count_of(photo.name) is None:  # not fetched because of what its key is
+                yield BinFiles(id_of_name(photo.name)[0], None, problem=photo.error)
+            else:
+                in_tree.append(photo)
+        with naming(self.location):
+            made = ids_of([photo.name for photo in in_tree])
+        for photo, photo_id in zip(in_tree, made, strict=True):
+            found = _bin_files(photo, photo_id, self.location)
             yield replace(found, group=groups.get(found.id))
 
 
-def _bin_files(photo: PhotoFile, where: str) -> BinFiles:
+def _bin_files(photo: PhotoFile, photo_id: str, where: str) -> BinFiles:
     count = count_of(photo.name)
-    if count is None and photo.path is None:  # a key that could not be fetched because of what it is
-        return BinFiles(id_of_name(photo.name)[0], None, problem=photo.error)
     if count is None:
         name = printable(photo.name)
         raise InputError(f"{where}: {name} is not <count>/<id>.jpg with a whole number as count; {_TREE_HINT}")
-    bin_id, problem = id_of_name(PurePosixPath(photo.name).stem)
-    return BinFiles(bin_id, photo.path, quantity=count, problem=photo.error or problem)
+    bin_id, problem = id_of_name(photo_id)
+    is_shared = photo_id != PurePosixPath(photo.name).stem
+    note = "its file name stands more than once, so the id is made of its path" if is_shared else None
+    return BinFiles(bin_id, photo.path, quantity=count, problem=photo.error or problem, note=note)
 
 
 def _exported_groups(folder: Path) -> dict[str, str]:

@@ -7,15 +7,17 @@ import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from binventory.config.schema import S3Config
 from binventory.data.columns import Texts
+from binventory.data.formats import HEAD_BYTES, SYSTEM_FOLDERS, format_of, is_other_picture, is_photo
+from binventory.data.reading import read_head
 from binventory.data.sources.mirror import RemoteFile, download, target_of
 from binventory.data.sources.s3 import S3Connection, is_s3, split_uri
 from binventory.data.text import printable
 from binventory.errors import InputError
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 COUNT_NAME = re.compile(r"[0-9]{1,9}")
 
 
@@ -34,12 +36,21 @@ class PhotoFile:
     error: str | None = None
 
 
-def is_photo(name: str) -> bool:
-    """Whether a file's name is that of a photo: jpg, jpeg or png in any case, not hidden."""
-    return name.lower().endswith(PHOTO_SUFFIXES) and not PurePosixPath(name).name.startswith(".")
+class PhotoTree(NamedTuple):
+    """The photos of a tree, and the names of files that look like photos and are not read."""
+
+    photos: list[PhotoFile]
+    not_taken: list[str]
 
 
-def list_photos(location: str, s3: S3Config, data_dir: str | Path) -> list[PhotoFile]:
+def looks_like_photo(path: Path) -> bool:
+    """Whether a file that is no photo by its name is a picture: by its name another one, or by its first bytes any."""
+    if path.name.startswith("."):
+        return False
+    return is_other_picture(path.name) or format_of(read_head(path, HEAD_BYTES)) is not None
+
+
+def list_photos(location: str, s3: S3Config, data_dir: str | Path) -> PhotoTree:
     """List the photos below a folder, or fetch and list those below an S3 prefix, at any depth, hidden ones left out.
 
     Raises:
@@ -97,20 +108,22 @@ def fetch_uris(uris: list[str], s3: S3Config, data_dir: str | Path, title: str) 
     return found | _download(files, s3, data_dir, title)
 
 
-def _fetch_tree(location: str, s3: S3Config, data_dir: str | Path) -> list[PhotoFile]:
+def _fetch_tree(location: str, s3: S3Config, data_dir: str | Path) -> PhotoTree:
     bucket, prefix = split_uri(location)
     refused: list[PhotoFile] = []
+    not_taken: list[str] = []
     files: dict[str, RemoteFile] = {}
     for entry in S3Connection(s3).list_objects(bucket, prefix, recursive=True):
         name = entry.key[len(prefix) + 1 :] if prefix else entry.key
-        if not is_photo(name):
+        if not is_photo(name) or not set(SYSTEM_FOLDERS).isdisjoint(name.split("/")):
+            not_taken += [name] * is_other_picture(name)
             continue
         target = target_of(bucket, entry.key, s3, data_dir)
         if target is None:
             refused.append(PhotoFile(name, None, "the key cannot be a path on this machine"))
         else:
             files[name] = RemoteFile(bucket, entry.key, target, entry.size_bytes)
-    return refused + list(_download(files, s3, data_dir, location).values())
+    return PhotoTree(refused + list(_download(files, s3, data_dir, location).values()), not_taken)
 
 
 def _download(files: dict[str, RemoteFile], s3: S3Config, data_dir: str | Path, title: str) -> dict[str, PhotoFile]:
@@ -125,11 +138,11 @@ def _download(files: dict[str, RemoteFile], s3: S3Config, data_dir: str | Path, 
     return photos
 
 
-def _walk(root: Path) -> list[PhotoFile]:
+def _walk(root: Path) -> PhotoTree:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-    photos: list[PhotoFile] = []
+    found = PhotoTree([], [])
     seen: set[str] = set()
     # without onerror a folder that is closed to us would be left out in silence
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
@@ -138,9 +151,11 @@ def _walk(root: Path) -> list[PhotoFile]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM_FOLDERS)
         for name in sorted(names):
+            path = Path(folder, name)
             if is_photo(name):
-                path = Path(folder, name)
-                photos.append(PhotoFile(path.relative_to(root).as_posix(), path))
-    return photos
+                found.photos.append(PhotoFile(path.relative_to(root).as_posix(), path))
+            elif looks_like_photo(path):
+                found.not_taken.append(path.relative_to(root).as_posix())
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LINE_EVERY_S = 5.0
-NUM_NAMED = 3  # failures that the summary spells out; every one stands with its bin in the index
+NUM_NAMED = 3  # reasons, and files of each, that the summary spells out; every failure stands with its bin in the index
 
 
 def counted(items: Iterator[T], title: str) -> Iterator[T]:
@@ -69,12 +70,15 @@ class DownloadProgress:
     def finish(
         self, downloaded: int, present: int, num_missing: int, failed: Mapping[Path, str], size_bytes: int
     ) -> None:
-        """Say what became of all files, in one line; a few failures in a line each."""
+        """Say what became of all files, in one line; a few reasons why some failed in a line each."""
         self._close_bar()
-        for target, reason in list(failed.items())[:NUM_NAMED]:
-            self._print(f"failed: {target.name}: {reason}")
-        if len(failed) > NUM_NAMED:
-            self._print(f"failed: {len(failed) - NUM_NAMED:,} more")
+        names: dict[str, list[str]] = defaultdict(list)
+        for target, reason in failed.items():
+            names[reason].append(target.name)
+        for reason, some in sorted(names.items(), key=lambda entry: -len(entry[1]))[:NUM_NAMED]:
+            self._print(f"failed: {', '.join(some[:NUM_NAMED])}{_and_more(len(some))}: {reason}")
+        if len(names) > NUM_NAMED:
+            self._print(f"failed: {len(names) - NUM_NAMED:,} more reasons")
         self._print(
             f"downloaded {downloaded:,}, already there {present:,}, missing {num_missing:,}, failed {len(failed):,}; "
             f"{size_bytes / 1e6:,.1f} MB in {_duration(time.monotonic() - self._started)}"
@@ -87,6 +91,10 @@ class DownloadProgress:
 
     def _print(self, text: str) -> None:
         print(f"{self._title}: {text}", file=sys.stderr, flush=True)
+
+
+def _and_more(number: int) -> str:
+    return f" and {number - NUM_NAMED:,} more" if number > NUM_NAMED else ""
 
 
 def _duration(seconds: float) -> str:

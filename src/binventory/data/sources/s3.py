@@ -149,14 +149,16 @@ class S3Connection:
             raise InputError(f"{SCHEME}{bucket}: {WHOLE_BUCKET['NoSuchBucket']}")
 
     def list_objects(
-        self, bucket: str, folder: str, *, recursive: bool, page_keys: int = PAGE_KEYS
+        self, bucket: str, folder: str, *, recursive: bool, page_keys: int = PAGE_KEYS, name_start: str = ""
     ) -> Iterator[S3Object]:
         """List the objects below `folder` ("" for all) in S3's order, page by page as they are asked for.
+
+        With `name_start` those alone whose names below the folder begin so.
 
         Raises:
             InputError: the bucket is missing or refuses to be listed.
         """
-        prefix = f"{folder}/" if folder else ""
+        prefix = (f"{folder}/" if folder else "") + name_start
         options = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": min(page_keys, PAGE_KEYS)}
         if not recursive:
             options["Delimiter"] = "/"

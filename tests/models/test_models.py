@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from binventory.config.compose import compose_checked
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError, InputError
 from binventory.models import schedules
 from binventory.models.backbones import freeze, frozen_to_eval, make_backbone
 from binventory.models.network import BinNetwork
+from binventory.models.stages import describe_trained, head_names
+from binventory.models.timm_alone import timm
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +132,114 @@ def test_frozen_parts_do_not_move(name: str, finetune: str) -> None:
         assert first in moved
         statistics = {key for key in before if "running_" in key}
         assert statistics <= moved
+
+
+# What is trained of the smallest networks of some families, by the modules that are trained whole.
+LAST_STAGES = {
+    "densenet121": "features.denseblock4, features.norm5, classifier",
+    "test_byobnet": "stages.3, head",
+    "repvgg_a0": "stages.3, head",
+    "test_resnet": "layer4, fc",
+    "resnet18": "layer4, fc",
+    "test_vit": "blocks.5, norm, head",
+    "test_convnext": "stages.3, head",
+    "test_efficientnet": "blocks.4, conv_head, bn2, classifier",
+    "mobilenetv3_small_050": "blocks.5, conv_head, classifier",
+    "vgg11": "features.16, features.18, pre_logits, head",
+    "pit_xs_224": "transformers.2, norm, head",
+}
+# The same, of networks that take longer to build.
+MORE_LAST_STAGES = {
+    "cait_xxs24_224": "blocks.23, blocks_token_only, norm, head",
+    "twins_svt_small": "patch_embeds.3, blocks.3, pos_block.3, norm, head",
+    "hiera_tiny_224": "blocks.10, blocks.11, head",
+    "legacy_xception": "block12, conv3, bn3, conv4, bn4, fc",
+    "hrnet_w18_small": "stage4, incre_modules, downsamp_modules, final_layer, classifier",
+    "swin_tiny_patch4_window7_224": "layers.3, norm, head",
+    "inception_v3": "Mixed_7a, Mixed_7b, Mixed_7c, fc",
+}
+
+
+def without_data(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return make_backbone(name, "none", 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [*LAST_STAGES.items(), *(pytest.param(*pair, marks=pytest.mark.long) for pair in MORE_LAST_STAGES.items())],
+)
+def test_the_last_stage_is_the_true_one(name: str, modules: str) -> None:
+    network = without_data(name)
+    freeze(network, "last_stage")
+    said = describe_trained(network)
+    assert said.startswith(f"trained: {modules}: ")
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    assert said.endswith(f": {trained / 1e6:.1f} of {total / 1e6:.1f} M weights ({100 * trained / total:.0f} %)")
+
+
+@pytest.mark.parametrize(
+    ("name", "finetune", "said"),
+    [
+        ("coat_mini", "last_stage", "timm does not tell where the last stage of coat_mini begins"),
+        ("gemma4_vit_167m_enc", "last_stage", "has no classifier"),
+        ("qwen3_vit_88m_enc", "head", "has no classifier"),
+    ],
+)
+def test_what_cannot_be_trained_in_part_is_one_line(name: str, finetune: str, said: str) -> None:
+    overrides = ["debug=fast", f"model.name={name}", f"model.finetune={finetune}", "data.image_size=224"]
+    with pytest.raises(ConfigError, match=f"model.finetune={finetune}: .*{said}.*take model.finetune="):
+        compose_checked("train", overrides)
+
+
+SMALL = re.compile(r"nano|atto|femto|pico|tiny|_xxs|_xs|mini|18|_s\b|small|t0|_0|b0|a0|lite")
+
+
+def smallest(names: list[str]) -> str:
+    """Return a small network of a family, by its name: not every network of a thousand is built."""
+    return min(names, key=lambda name: (not name.startswith("test_"), not SMALL.search(name), len(name)))
+
+
+@pytest.mark.long
+def test_of_every_family_what_is_trained_comes_after_what_is_frozen() -> None:
+    """By what the network calls: the last frozen weights are used before the first trained ones, but for heads."""
+    families = defaultdict(list)
+    for name in timm.list_models():
+        families[timm.model_entrypoint(name).__module__].append(name)
+    refused = []
+    for name in map(smallest, families.values()):
+        network = without_data(name)
+        try:
+            freeze(network, "last_stage")
+        except ConfigError:
+            refused.append(name)
+        else:
+            assert_in_order(network.eval(), name)
+    assert len(families) > 70
+    assert refused == ["coat_mini"], "features of several strides from one module"
+
+
+def assert_in_order(network: nn.Module, name: str) -> None:
+    heads = tuple(f"{prefix}." for prefix in head_names(network))
+    flags = {key: parameter.requires_grad for key, parameter in network.named_parameters()}
+    assert all(flag for key, flag in flags.items() if key.startswith(heads)), name
+    body = [key for key in flags if not key.startswith(heads)]
+    assert any(flags[key] for key in body), f"{name}: the head alone"
+    assert not all(flags[key] for key in body), f"{name}: everything"
+    calls: list[tuple[bool, str]] = []
+
+    def note(module: nn.Module, path: str) -> None:
+        own = {parameter.requires_grad for parameter in module.parameters(recurse=False)}
+        if own and path and not f"{path}.".startswith(heads):
+            module.register_forward_pre_hook(lambda *_: calls.append((own == {True}, path)))
+
+    for path, module in network.named_modules():
+        note(module, path)
+    with torch.no_grad():
+        network(torch.empty(2, *network.pretrained_cfg["input_size"], device="meta"))
+    first = next(place for place, (is_trained, _) in enumerate(calls) if is_trained)
+    assert all(is_trained or path in {known for _, known in calls[:first]} for is_trained, path in calls[first:]), name
 
 
 def test_statistics_without_parameters_are_frozen_with_what_they_are_in() -> None:

@@ -72,6 +72,14 @@ def _model_name(config: Any) -> None:
         )
 
 
+def _finetune(config: Any) -> None:
+    if "model" not in config or config.model.finetune == "full" or config.model.name in PRESET_MODELS:
+        return
+    from binventory.models.backbones import check_finetune  # only here, as above
+
+    check_finetune(config.model.name, config.model.finetune)
+
+
 def _weights_tag(config: Any) -> None:
     if "model" not in config or ":" in config.model.name:
         return
@@ -295,6 +303,7 @@ _CHECKS: tuple[Callable[[Any], None], ...] = (
     _counts,
     _model_name,
     _weights_tag,
+    _finetune,
     _image_size,
     _global_batch,
     _strategy,

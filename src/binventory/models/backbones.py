@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from binventory.config.cross_checks import WEIGHT_FILES
 from binventory.errors import ConfigError, InputError
+from binventory.models.stages import head_names, last_stage, name_of
 from binventory.models.timm_alone import check_model_name, check_weights_tag, timm
 
 log = logging.getLogger(__name__)
@@ -150,33 +151,38 @@ def _load(network: nn.Module, state: dict[str, Tensor], *, source: str, name: st
     log.info("%s: loaded %d tensors, new head", source, len(kept))
 
 
-def head_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of the modules of a timm model that end in its outputs."""
-    classifier = cast(dict[str, Any], cast(Any, network).pretrained_cfg).get("classifier", "fc")
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
-
-
 def freeze(network: nn.Module, finetune: str) -> None:
     """Take gradients away from what is not trained.
 
     Args:
         network: a timm model.
         finetune: full, head (the classifier alone) or last_stage (the last stage of the backbone and all after it).
+
+    Raises:
+        ConfigError: the network has no such part.
     """
     if finetune == "full":
         return
-    trained = _last_stage(network) if finetune == "last_stage" else set()
     heads = tuple(f"{prefix}." for prefix in head_names(network))
+    if not any(key.startswith(heads) for key, _ in network.named_parameters()):
+        raise ConfigError(
+            f"model.finetune={finetune}: {name_of(network)} has no classifier that timm knows; take model.finetune=full"
+        )
+    trained = last_stage(network) if finetune == "last_stage" else set()
     for key, parameter in network.named_parameters():
         parameter.requires_grad = key in trained or key.startswith(heads)
 
 
-def _last_stage(network: nn.Module) -> set[str]:
-    timm_model = cast(Any, network)
-    groups: dict[str, int] = timm.models.group_parameters(network, timm_model.group_matcher(coarse=True), reverse=True)
-    stage = timm_model.feature_info[-1]["module"]
-    first = min(group for key, group in groups.items() if key.startswith(f"{stage}."))
-    return {key for key, group in groups.items() if group >= first}
+def check_finetune(name: str, finetune: str) -> None:
+    """Raise ConfigError when a network has no such part."""
+    if finetune == "full":
+        return
+    try:
+        with torch.device("meta"):  # no memory, no random numbers
+            network = make_backbone(name, "none", 2)
+    except (RuntimeError, NotImplementedError):  # one of the user's own may need values to be built
+        network = make_backbone(name, "none", 2)
+    freeze(network, finetune)
 
 
 def frozen_to_eval(module: nn.Module) -> None:

@@ -21,9 +21,10 @@ from binventory.data.cache.build import build_rows
 from binventory.data.cache.pack import FEATURES, Pack
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.preprocess import Preprocessing
-from binventory.models.backbones import frozen_to_eval, head_names
+from binventory.models.backbones import frozen_to_eval
 from binventory.models.finite import DivergedError
 from binventory.models.network import BinNetwork
+from binventory.models.stages import head_names
 from binventory.models.timm_alone import timm
 
 NUM_CHECKED = 8  # photos whose outputs are computed both ways

@@ -32,6 +32,7 @@ from binventory.models.backbones import freeze, make_backbone
 from binventory.models.finite import ADVICE, DivergedError, find_not_finite
 from binventory.models.module import CHECKPOINT_KEY, BinCounter
 from binventory.models.network import BinNetwork
+from binventory.models.stages import describe_trained
 from binventory.objectives import make_objective, num_outputs
 from binventory.reports.table import print_results
 from binventory.serving.bundle import describe, load_bundle, save_bundle
@@ -65,6 +66,8 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
         print(*prepared.summary.lines(), sep="\n", flush=True)
     preprocessing = make_preprocessing(config.data, prepared)
     module = make_module(config, backbone, preprocessing, is_resumed=checkpoint is not None)
+    if int(os.environ.get("RANK", "0")) == 0 and config.model.finetune != "full":
+        print(describe_trained(backbone), flush=True)
     photos = open_photos(config.data, config.paths, prepared, preprocessing, staged) if config.data.cache else None
     data = BinDataModule(
         config.data,

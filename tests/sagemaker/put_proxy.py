@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from binventory.sagemaker.local.guard import Keys
+from tests.sagemaker.local.lab import signed_headers
+
 
 class PutProxy:
-    """Passes every request on.
+    """Passes every request on; signed anew with `keys`, where the server looks at signatures.
 
     Attributes:
         url: its endpoint URL.
@@ -21,7 +24,7 @@ class PutProxy:
         max_in_flight: most PUTs at one time. delay_s: seconds that each takes.
     """
 
-    def __init__(self, server_url: str) -> None:
+    def __init__(self, server_url: str, keys: Keys | None = None) -> None:
         self.faults: dict[str, list[str]] = {}
         self.puts: Counter[str] = Counter()
         self.num_heads = self.in_flight = self.max_in_flight = 0
@@ -51,8 +54,15 @@ class PutProxy:
                 self.forward(None)
 
             def forward(self, body: bytes | None) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                if keys is not None:
+                    signed = set(headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";"))
+                    own = {name: headers[name] for name in signed - {"host"}}
+                    url = f"http://{address}{self.path}"
+                    resigned = signed_headers(keys, self.command, url, body or b"", own | {"host": address}, "s3")
+                    headers |= {name.lower(): value for name, value in resigned.items()}
                 connection = http.client.HTTPConnection(address, timeout=20)
-                connection.request(self.command, self.path, body, dict(self.headers.items()))
+                connection.request(self.command, self.path, body, headers)
                 response = connection.getresponse()
                 self.send(response.status, response.getheaders(), response.read())
                 connection.close()

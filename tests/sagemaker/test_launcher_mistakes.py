@@ -124,7 +124,7 @@ def test_no_credentials(
 def test_a_bucket_that_lets_nobody_write(
     aws: LocalSageMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with closing(PutProxy(aws.moto_url)) as proxy:
+    with closing(PutProxy(aws.moto_url, aws.keys)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         proxy.faults[".tar.gz"] = ["403 AccessDenied"]
         line = refused(capsys, tmp_path, *SAGEMAKER)

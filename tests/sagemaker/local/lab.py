@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from botocore.auth import S3SigV4Auth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
+from binventory.sagemaker.local.guard import Keys
 from binventory.sagemaker.local.jobs import Job
 from binventory.sagemaker.local.logs import GROUP
 from binventory.sagemaker.local.server import LocalSageMaker
@@ -146,6 +150,20 @@ class Lab:
             )
             lines += [event["message"] for event in events["events"]]
         return lines
+
+
+def signed_headers(
+    keys: Keys,
+    method: str,
+    url: str,
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    service: str = "sagemaker",
+) -> dict[str, str]:
+    """The headers of a request that no client would make, signed."""
+    request = AWSRequest(method, url, dict(headers or {}), body)
+    (S3SigV4Auth if service == "s3" else SigV4Auth)(Credentials(*keys), service, "us-east-1").add_auth(request)
+    return dict(request.headers.items())
 
 
 def states(described: dict[str, Any]) -> list[str]:

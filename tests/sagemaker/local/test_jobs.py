@@ -58,6 +58,9 @@ def test_a_job_that_completes(lab: Lab, namespaces: None) -> None:
     assert described["CreationTime"] <= described["TrainingStartTime"] < described["TrainingEndTime"]
     assert described["BillableTimeInSeconds"] == described["TrainingTimeInSeconds"] >= 0.3 * TIME_SCALE
     assert lab.unpacked("whole", "model.tar.gz") == {"weights/w.bin": "weights"}
+    assert not [line for line in lab.log("whole") for key in lab.plane.keys if key in line]
+    assert not [path for path in lab.plane.folder.rglob("*.json") for key in lab.plane.keys if key in path.read_text()]
+    assert (lab.plane.folder / "jobs").stat().st_mode & 0o777 == 0o700
 
     seen = json.loads(lab.unpacked("whole", "output.tar.gz")["seen.json"])
     assert seen["argv"] == ["--note", "a b"]

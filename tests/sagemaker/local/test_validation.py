@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from binventory.sagemaker.local.api import load_model
 from binventory.sagemaker.local.patterns import compile_pattern
 from binventory.sagemaker.local.server import LocalSageMaker
-from tests.sagemaker.local.lab import BUCKET, Lab
+from tests.sagemaker.local.lab import BUCKET, Lab, signed_headers
 
 MODEL = load_model()
 
@@ -200,7 +200,7 @@ def test_a_channel_needs_objects(api_lab: Lab, uri: str) -> None:
 
 def refusal(lab: Lab, request: dict[str, Any]) -> dict[str, Any]:
     """The error that a client gets which leaves every check to the service."""
-    client = unchecking_client(lab.plane.url)
+    client = unchecking_client(lab.plane)
     before = list(lab.plane.jobs)
     with pytest.raises(ClientError) as caught:
         client.create_training_job(**request)
@@ -210,16 +210,17 @@ def refusal(lab: Lab, request: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def unchecking_client(url: str) -> Any:
-    session = boto3.Session("local", "local", region_name="us-east-1")
-    return session.client("sagemaker", endpoint_url=url, config=Config(parameter_validation=False))
+def unchecking_client(plane: LocalSageMaker) -> Any:
+    session = boto3.Session(*plane.keys, region_name="us-east-1")
+    return session.client("sagemaker", endpoint_url=plane.url, config=Config(parameter_validation=False))
 
 
 def post(plane: LocalSageMaker, target: str, body: Any) -> tuple[int, dict[str, Any]]:
     """A call that no client would make."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"X-Amz-Target": target, "Content-Type": "application/x-amz-json-1.1"}
-    call = urllib.request.Request(plane.url, content, headers)
+    signed = signed_headers(plane.keys, "POST", f"{plane.url}/", content, headers)
+    call = urllib.request.Request(plane.url, content, signed)
     try:
         with urllib.request.urlopen(call, timeout=10) as answer:
             return answer.status, json.load(answer)

@@ -63,7 +63,8 @@ def open_photos(
     table, rows = _distinct(prepared.index)
     hashes = (scalar.as_py() for scalar in table["sha256"])
     pack = Pack.of(Path(paths.cache_dir), preprocessing.pixel_facts(), hashes, len(table))
-    pixels, bad = pack.open(), {}
+    pixels = pack.open()
+    bad: dict[int, str] = {}
     if pixels is None:
         is_wanted = staged is not None and staged.preprocessing.pixel_facts() == preprocessing.pixel_facts()
         num_workers = num_threads(data.num_workers)

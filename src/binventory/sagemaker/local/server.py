@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from binventory.sagemaker.local.api import Api, SeenRequest
 from binventory.sagemaker.local.container import namespace_command
 from binventory.sagemaker.local.errors import ServiceError
 from binventory.sagemaker.local.faults import Faults
+from binventory.sagemaker.local.guard import GuardedHandler, Keys
 from binventory.sagemaker.local.jobs import Job
 from binventory.sagemaker.local.life import JobLife, Plant
 from binventory.sagemaker.local.logs import GROUP
@@ -29,9 +30,8 @@ from binventory.sagemaker.local.transfer import ORDERS
 
 JSON_TYPE = "application/x-amz-json-1.1"
 TARGET_PREFIX = "SageMaker."
-MAX_BODY_BYTES = 4 << 20
 ROLE = "binventory-local"
-DUMMY_KEY = "local"  # neither service looks at it
+JOBS = "jobs"  # folder of the jobs that run
 MOTO_SERVICES = ("S3", "STS", "IAM", "CLOUDWATCH_LOGS")  # as botocore writes them in AWS_ENDPOINT_URL_…
 
 
@@ -44,6 +44,7 @@ class LocalSageMaker:
         requests: every call of SageMaker's API, in order, refused ones included.
         unknown: operations that were called and that are not there.
         role_arn: a role that may be passed.
+        keys: of this start: what is not signed with them is refused by all of the services.
         folder: holds requests/ and, while jobs run, jobs/; known inside the `with`.
         cache: where the training toolkit's environment is; see toolkit_python.
     """
@@ -80,6 +81,7 @@ class LocalSageMaker:
             if not value > 0:
                 raise ConfigError(f"{name} {value} must be above 0")
         self.faults = Faults()
+        self.keys = Keys.new()
         self.requests: list[SeenRequest] = []
         self.unknown: list[str] = []
         self.role_arn = f"arn:aws:iam::{ACCOUNT}:role/{ROLE}"
@@ -93,7 +95,7 @@ class LocalSageMaker:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that lead AWS clients here: endpoints, a region, dummy credentials.
+        """Variables that lead AWS clients here: endpoints, a region, and the keys, so for nobody else to see.
 
         What has no endpoint of its own is led here too, where it is refused, so nothing reaches AWS.
         """
@@ -101,8 +103,8 @@ class LocalSageMaker:
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ENDPOINT_URL_SAGEMAKER": self.url,
             **{f"AWS_ENDPOINT_URL_{service}": self.moto_url for service in MOTO_SERVICES},
-            "AWS_ACCESS_KEY_ID": DUMMY_KEY,
-            "AWS_SECRET_ACCESS_KEY": DUMMY_KEY,
+            "AWS_ACCESS_KEY_ID": self.keys.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.keys.secret_key,
             "AWS_DEFAULT_REGION": self._region,
             "AWS_REGION": self._region,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -118,7 +120,7 @@ class LocalSageMaker:
         import boto3
         from botocore.config import Config
 
-        session: Any = boto3.Session(DUMMY_KEY, DUMMY_KEY, region_name=self._region)
+        session: Any = boto3.Session(*self.keys, region_name=self._region)
         url = self.url if service == "sagemaker" else self.moto_url
         return session.client(service, endpoint_url=url, config=Config(retries={"total_max_attempts": 5}))
 
@@ -135,7 +137,7 @@ class LocalSageMaker:
             self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
             self.folder = self._make_folder()
             undo.callback(self._remove_folder)
-            self._moto = MotoServer()
+            self._moto = MotoServer(self.keys)
             undo.callback(self._moto.close)
             self.moto_url = self._moto.url
             self._set_up()
@@ -143,20 +145,25 @@ class LocalSageMaker:
         threading.Thread(target=self._http.serve_forever, args=(0.05,), name="SageMaker API", daemon=True).start()
         return self
 
-    def _bind(self) -> _Server:
+    def _bind(self) -> ThreadingHTTPServer:
+        class Handler(_Handler):
+            keys = self.keys
+            control_plane = self
+
         try:
-            http = _Server(("127.0.0.1", self._port), _Handler)
+            return ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
         except OSError as error:
             reason = f"port {self._port} of 127.0.0.1 cannot be used ({error.strerror}); take another"
             raise ConfigError(reason) from error
-        http.control_plane = self
-        return http
 
     def _make_folder(self) -> Path:
         if self._given is None:
             return Path(tempfile.mkdtemp(prefix="binventory-sagemaker-"))
         try:
             self._given.mkdir(parents=True, exist_ok=True)
+            jobs = self._given / JOBS
+            jobs.mkdir(exist_ok=True)
+            jobs.chmod(0o700)  # their settings hold the keys
         except OSError as error:
             raise InputError(f"{self._given} cannot be written to ({error.strerror}); name another folder") from error
         return self._given.absolute()
@@ -175,7 +182,7 @@ class LocalSageMaker:
             s3=s3,
             logs=logs,
             toolkit=lambda: toolkit_python(self.cache),
-            folder=self.folder / "jobs",
+            folder=self.folder / JOBS,
             environment=container | self._extra,
             namespace=self._namespace,
             time_scale=self._time_scale,
@@ -237,49 +244,40 @@ class LocalSageMaker:
                 write_json(self.folder / "requests" / name, content)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    control_plane: LocalSageMaker
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(GuardedHandler):
     """AWS's JSON protocol 1.1 over HTTP."""
 
     protocol_version = "HTTP/1.1"
-    server: _Server
+    control_plane: LocalSageMaker
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802  the names that http.server calls
         target = self.headers.get("X-Amz-Target", "")
         try:
             operation = target.removeprefix(TARGET_PREFIX) if target.startswith(TARGET_PREFIX) else target
-            self._send(200, self.server.control_plane.answer(operation, self._body()))
+            self._send(200, self.control_plane.answer(operation, self._body()))
         except ServiceError as error:
             # Some of SageMaker's errors are modelled with Message, others come with message
             self._send(error.status, {"__type": error.code, "message": error.message, "Message": error.message})
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  the names that http.server calls
         self._refuse_method()
 
-    def do_PUT(self) -> None:
+    def do_PUT(self) -> None:  # noqa: N802  the names that http.server calls
         self._refuse_method()
 
-    def do_DELETE(self) -> None:
+    def do_DELETE(self) -> None:  # noqa: N802  the names that http.server calls
         self._refuse_method()
 
     def _refuse_method(self) -> None:
         """What comes here is another service's call; only SageMaker's are answered."""
-        self.server.control_plane.unknown.append(f"{self.command} {self.path}")
+        self.control_plane.unknown.append(f"{self.command} {self.path}")
         self.close_connection = True
         message = f"{self.command} {self.path}: no such service in the local control plane"
         self._send(404, {"__type": "UnknownOperationException", "message": message})
 
     def _body(self) -> Any:
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > MAX_BODY_BYTES:
-            self.close_connection = True
-            raise ServiceError("RequestEntityTooLargeException", f"A request has at most {MAX_BODY_BYTES} bytes", 413)
         try:
-            body = json.loads(self.rfile.read(length) or b"{}")
+            body = json.loads(self.rfile.read() or b"{}")
         except ValueError as error:
             raise ServiceError("SerializationException", f"The request is not JSON: {error}") from error
         if not isinstance(body, dict):
@@ -295,6 +293,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("x-amzn-ErrorType", str(content["__type"]))
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""

@@ -293,4 +293,9 @@ def prune_cache(
 
 def main() -> None:
     """Run the command line."""
+    from binventory.launch.runner import forget_foreign_ranks
+    from binventory.streams import keep_streams_open
+
+    keep_streams_open()
+    forget_foreign_ranks()
     app()

@@ -85,7 +85,10 @@ def test_failed(tmp_path: Path, task: str, exit_code: int, kind: str, said: str)
     assert "hidden" not in stderr + json.dumps(written)
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "exit_code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143), (signal.SIGUSR1, 143)],
+)
 def test_stopped(tmp_path: Path, signum: signal.Signals, exit_code: int) -> None:
     spec = write_spec(tmp_path, "wait")
     process = start(spec)
@@ -97,6 +100,21 @@ def test_stopped(tmp_path: Path, signum: signal.Signals, exit_code: int) -> None
     assert status(spec)["state"] == "preempted"
     assert status(spec)["exit_code"] == exit_code
     assert "Traceback" not in stderr
+
+
+def test_under_nohup_a_terminal_may_close(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "wait")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a process inherits what is ignored
+    process = start(spec)
+    signal.signal(signal.SIGHUP, before)
+    wait_for(spec.parent / "ready0")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.1)
+    assert status(spec)["state"] == "running"
+    process.send_signal(signal.SIGUSR1)  # nobody ignores this one
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "stopped by SIGUSR1" in stderr
 
 
 def test_second_writer_is_refused_and_the_lock_dies_with_its_process(tmp_path: Path) -> None:

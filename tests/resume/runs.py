@@ -76,6 +76,7 @@ class Series:
         self.output_dir = output_dir
         self.overrides = [*SMALL, *overrides, f"paths.output_dir={output_dir}"]
         self.num_ranks = num_ranks
+        self.variables: dict[str, str] = {}  # environment variables of its jobs
         self.forks_ranks = True  # False: they are started as the product does, which costs seconds
         if num_ranks > 1:
             self.overrides += ["trainer=ddp_cpu", f"trainer.devices={num_ranks}"]
@@ -89,7 +90,7 @@ class Series:
         return self.command(f"resume={self.output_dir / 'train' / self.run.name}", *added, plan=plan)
 
     def command(self, *overrides: str, plan: dict[str, Any] | None = None) -> Job:
-        env = {"BINVENTORY_ALLOW_TARGETS": "tests."}  # the trap stands in the run's own files
+        env = {"BINVENTORY_ALLOW_TARGETS": "tests.", **self.variables}  # the trap stands in the run's own files
         if plan is not None:
             env[PLAN] = json.dumps({"to": "self", "rank": 0, **plan})
         num_forks = self.num_ranks if self.forks_ranks else 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from binventory.callbacks.checkpoint_file import find_checkpoint, find_damage
-from tests.resume.runs import Lab
+from tests.resume.runs import SMALL, Lab
 
 
 @pytest.fixture
@@ -127,3 +127,20 @@ def test_read_only_output(lab: Lab, mounted: list[Path]) -> None:
     job = series.start("resume=auto")
     assert job.wait() == 0, job.stderr
     series.check_equals(lab.undisturbed())
+
+
+def test_a_full_disk_behind_the_output_costs_nothing(lab: Lab) -> None:
+    """`train.py … > /dev/full 2> /dev/full`: the last write is that of the interpreter as it ends."""
+    full = ["/dev/full", "/dev/full"]
+    argv = [*SMALL, "debug=fast", "hydra.run.dir=unseen"]
+    pid = lab.jobs.ask(
+        task="train",
+        argv=argv,
+        cwd=str(lab.folder),
+        env={"BINVENTORY_ALLOW_TARGETS": "tests."},
+        num_ranks=1,
+        output=full,
+    )
+    assert lab.jobs.ask(wait=pid, timeout_s=120) == 0
+    assert (lab.jobs.seen(lab.folder / "unseen") / "predictions.csv").exists()
+    assert '"state": "done"' in (lab.jobs.seen(lab.folder / "unseen") / "status.json").read_text()

@@ -37,6 +37,38 @@ def test_mistakes_are_exit_2_and_one_line(overrides: list[str], said: str, lab: 
     assert said in job.stderr
 
 
+# What clusters tell the processes that they start: this one is the second of two, on another machine.
+CLUSTERS = {
+    "Slurm": {"JOB_ID": "1", "NTASKS": "2", "JOB_NAME": "x", "PROCID": "1", "LOCALID": "1", "NODEID": "1",
+              "NODELIST": "far"},
+    "torchrun": {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "1", "MASTER_ADDR": "192.0.2.1",
+                 "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+    "LSF": {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/nowhere", "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2",
+            "JSM_NAMESPACE_LOCAL_RANK": "1"},
+}  # fmt: skip
+CLUSTERS["Slurm"] = {f"SLURM_{name}": value for name, value in CLUSTERS["Slurm"].items()}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "num_ranks", "signum"),
+    [("Slurm", 2, "SIGUSR1"), ("torchrun", 1, "SIGHUP"), pytest.param("LSF", 1, "SIGUSR1", marks=pytest.mark.long),
+     pytest.param("torchrun", 2, "SIGHUP", marks=pytest.mark.long)],
+)  # fmt: skip
+def test_on_a_cluster_our_own_ranks_decide(cluster: str, num_ranks: int, signum: str, lab: Lab) -> None:
+    """A batch system's warning ends the run as SIGTERM does; the same command goes on, to the undisturbed figures."""
+    overrides = TWO_RANKS.overrides if num_ranks == 2 else []
+    series = lab.series(*overrides, num_ranks=num_ranks)
+    series.variables = CLUSTERS[cluster]
+    job = series.start("resume=auto", plan={"phase": "train", "call": 13, "do": signum})
+    assert job.wait() == 143, job.stderr
+    assert f"stopped by {signum}" in job.stderr
+    assert series.status["state"] == "preempted"
+    assert [path.name for path in (series.run / "checkpoints").glob("*.ckpt")]
+    job = series.start("resume=auto")
+    assert job.wait() == 0, job.stderr
+    series.check_equals(lab.undisturbed(*overrides, num_ranks=num_ranks))
+
+
 @pytest.mark.parametrize("signum", CODES)
 def test_before_the_first_step(signum: str, lab: Lab) -> None:
     """No checkpoint yet: the run is started over in the same folder."""

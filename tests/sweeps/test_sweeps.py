@@ -280,6 +280,13 @@ def test_jobs_end_with_a_sweep_that_is_killed(workplace: Path) -> None:
         (["resume=.", "-m"], "names one run"),
         (["--cfg", "job", "-m", "seed=0,1"], "--cfg"),
         (["hparams_search=report_space"], "add -m"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: this folder is that of job 0 and of job 1"),
+        (["-m", "seed=0,1", "model=tiny", "hydra.sweep.subdir='${model.name}'", "hydra/launcher=basic"], "of job 1"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir='${now:%f}'", "hydra/sweeper=basic"], "of job 1"),
+        (["-m", "+hydra.sweeper.params={seed:'1,2'}", "hydra.sweep.subdir=x"], "of job 1"),
+        (["-m", "hydra/sweeper=binventory_optuna", "optimizer.lr=interval(0.1,0.2)", "hydra.sweep.subdir=x"], "job 1"),
+        (["-m", "hydra.sweep.subdir=."], "the sweep's own"),
+        (["-m", "hydra.sweep.dir=/proc/mine"], "hydra.sweep.dir=/proc/mine: "),
     ],
 )
 def test_mistakes_are_one_line(

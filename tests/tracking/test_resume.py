@@ -68,6 +68,68 @@ def stopped(train: Train, tmp_path: Path) -> Path:
     return folder
 
 
+def as_if_killed(folder: Path) -> None:
+    """Let a run folder say what it says after SIGKILL."""
+    path = folder / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "running", "ended": None}))
+
+
+def test_a_folder_of_ones_own_is_resumed_and_never_overwritten(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "my run"
+    named = [*TINY, f"hydra.run.dir='{folder}/'"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_epoch(2, patch)
+        assert train(*named)[0] == 143
+    as_if_killed(folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, said = train(*named)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert (
+        f"hydra.run.dir={folder}: holds a run (config.yaml), which is not overwritten; resume=auto resumes it" in said
+    )
+    code, said = train(*named, "resume=auto", "seed=3")
+    assert code == 2, said
+    assert "seed: 0 -> 3" in said
+    assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, said = train(*named, "resume=auto")
+    assert code == 0, said
+    assert f"going on with {folder}" in said
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert train(*named, "resume=auto") == (
+        0,
+        f"resume={folder}: this run is done; nothing is left to do\n",
+    )
+    assert "; name another folder" in train(*named)[1]
+    assert "stays in its own folder" in train(f"resume={folder}", f"hydra.run.dir={tmp_path}/other")[1]
+    assert runs(tmp_path) == []
+
+
+@pytest.mark.parametrize("moved", ["hydra.job.name=mine", "hydra.run.dir='${paths.output_dir}/mine/${now:%s%f}'"])
+def test_auto_looks_where_the_run_would_lie(moved: str, train: Train, tmp_path: Path) -> None:
+    command = [*TINY, "debug=fast", moved, "resume=auto"]
+    assert train(*command)[0] == 0
+    (folder,) = tmp_path.glob("mine/*")
+    as_if_killed(folder)
+    code, said = train(*command)
+    assert code == 0
+    assert f"going on with {folder}" in said
+    assert list(tmp_path.glob("mine/*")) == [folder]
+
+
+def test_a_folder_that_other_files_of_a_run_lie_in_is_refused(train: Train, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    for folder, found in ((tmp_path, "a run (config.yaml)"), (tmp_path / "sweep", "a sweep (sweep.json)")):
+        code, said = train(*TINY, f"hydra.run.dir={folder}", "resume=auto")
+        assert code == 2
+        assert f"hydra.run.dir={folder}: holds {found}" in said
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1\n"
+    with pytest.raises(SystemExit, match="2"):
+        main("predict", [f"run={trained}", f"input={tmp_path}", f"hydra.run.dir={trained}"])
+    assert json.loads((trained / "status.json").read_text())["task"] == "binventory.tasks.train:run"
+
+
 def cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch, *, it_has: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": it_has}, raising=False)
 

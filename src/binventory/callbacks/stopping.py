@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: a flag that all ranks look at together, between steps."""
+"""Signals to stop during training: a flag that all ranks look at together, between steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from binventory.distributed import is_distributed
+from binventory.launch.runner import stop_signals
 
 POLL_S = 0.4  # between two times that ranks agree: a stop shall be reached within a second
 
@@ -35,12 +36,12 @@ class StopRequest:
         self._group: Any = None
 
     def listen(self) -> None:
-        """Take SIGINT and SIGTERM. Every rank must call it: it makes the process group that `agree` uses."""
+        """Take the signals to stop. Every rank must call it: it makes the process group that `agree` uses."""
 
         def handle(signum: int, _frame: FrameType | None) -> None:
             self.signum = signum
 
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in stop_signals():
             self._before[signum] = signal.signal(signum, handle)
         if is_distributed() and torch.distributed.get_backend() != "gloo":
             # On the CPU: asking the device at every step would wait for it at every step.

@@ -9,13 +9,16 @@ from pathlib import Path
 from binventory.config.capture import redact_logs
 from binventory.errors import UserError
 from binventory.launch.ranks import end_with_parent
-from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
+from binventory.launch.runner import EXIT_USER_ERROR, execute, forget_foreign_ranks, report_user_error
 from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
+from binventory.streams import keep_streams_open
 
 
 def main() -> int:
     """Run the job spec named on the command line and return its exit code."""
-    end_with_parent()
+    keep_streams_open()
+    if not end_with_parent():
+        forget_foreign_ranks()
     redact_logs()
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: python -m binventory.launch job.json", file=sys.stderr)

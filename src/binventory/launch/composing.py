@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +24,6 @@ from binventory.launch.job_process import pack
 from binventory.launch.ranks import returned_value
 from binventory.launch.runner import EXIT_USER_ERROR
 from binventory.launch.spec import JobSpec
-from binventory.tracking.resume import AUTO
 from binventory.tracking.run_folder import RunFolder
 
 ON_FAILURE = ("continue", "stop")
@@ -53,6 +51,7 @@ class Composer:
         self._context, self._task = context, task
         self._launcher, self._allow_pickled_task = launcher, allow_pickled_task
         self._composed: dict[JobHandle, DictConfig] = {}
+        self._numbers: dict[Path, int] = {}  # run folder -> its job
 
     @contextmanager
     def preparing(self, handle: JobHandle) -> Iterator[None]:
@@ -92,12 +91,13 @@ class Composer:
         assert self.task_name is not None
         with open_dict(composed):
             composed.resume_sweep = None  # the sweep's, not the job's
-        spec = freeze(self.task_name, composed)
+        spec = freeze(self.task_name, composed, resume_dir)
         if resume_dir is not None:
             RunFolder(resume_dir).wait_for_writer()
-            config = {**spec.config, "resume": AUTO} if "resume" in spec.config else spec.config
-            spec = replace(spec, run_dir=str(resume_dir), config=config)
         handle.run_dir = Path(spec.run_dir)
+        owner = self._numbers.setdefault(handle.run_dir.resolve(), handle.number)
+        if owner != handle.number:
+            raise ConfigError(f"hydra.sweep.subdir: {spec.run_dir} is the folder of job {owner}; name one for each job")
         return spec
 
     def pack(self, composed: DictConfig, *, by_name: bool = True) -> bytes:

@@ -8,6 +8,7 @@ from hydra.core.utils import JobStatus
 
 from binventory.config.capture import one_line
 from binventory.errors import InputError
+from binventory.launch.runner import STOP_SIGNALS
 from binventory.tracking.run_folder import RunFolder
 from binventory.tracking.sweep_record import SweepJob
 
@@ -34,7 +35,7 @@ def judge(
         if job.state in ("queued", "running") and not is_stopping:
             failure = otherwise or f"ended with exit code {code} before it was done"
     # A job that a signal reached before it could listen has no status of its own.
-    if is_stopping and (code in (-signal.SIGINT, -signal.SIGTERM) or job.state in ("queued", "running")):
+    if is_stopping and ((code is not None and -code in STOP_SIGNALS) or job.state in ("queued", "running")):
         job.state = "preempted" if job.run_dir is not None and job.run_dir.exists() else "queued"
     elif failure is not None:
         job.state, job.error = "failed", one_line(failure)

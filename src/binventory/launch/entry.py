@@ -17,15 +17,18 @@ from omegaconf.errors import OmegaConfBaseException
 from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
 from binventory.config.compose import CONFIG_DIR, compose_checked, quote_value
 from binventory.errors import ConfigError, UserError
-from binventory.launch.frozen import folder_to_resume, freeze
+from binventory.launch.folders import check_sweep_folders, folder_to_resume, location_of_run, make_folder
+from binventory.launch.frozen import freeze
 from binventory.launch.ranks import run_spec
 from binventory.launch.runner import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
+    forget_foreign_ranks,
     prefer_system_memory,
     report_user_error,
 )
+from binventory.streams import keep_streams_open
 from binventory.tracking.resume import AUTO, overrides_to_resume
 from binventory.tracking.run_folder import register_resolvers
 from binventory.tracking.sweep_record import overrides_to_resume_sweep
@@ -36,9 +39,11 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad config or input, 130 interrupted, 143 preempted.
     """
+    keep_streams_open()
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
     prefer_system_memory()
+    forget_foreign_ranks()
     redact_logs()
     register_resolvers()
     arguments, unknown = get_args_parser().parse_known_args()
@@ -79,13 +84,17 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
         sys.exit(0)
     _check_launcher(config, is_multirun=is_multirun)
     if is_multirun:
-        _check_sweep_dir(config.hydra.sweep)
         if config.get("resume") not in (None, AUTO):
             raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
+        if sweep is None:
+            check_sweep_folders(configs)
         return overrides
     if (search := config.hydra.runtime.choices.get("hparams_search")) is not None:
         raise ConfigError(f"hparams_search={search}: a search is of several runs; add -m")
-    folder = folder_to_resume(task_name, config)
+    location = location_of_run(config)
+    if location.folder is not None:
+        make_folder(location.key, location.folder)
+    folder = folder_to_resume(task_name, config, location)
     # Hydra makes the folder of the job; a resumed one is named to it.
     return overrides if folder is None else [*overrides, f"hydra.run.dir={quote_value(folder)}"]
 
@@ -106,20 +115,6 @@ def _check_launcher(config: DictConfig, *, is_multirun: bool) -> None:
         LaunchSettings.of(to_plain(node))
     except OmegaConfBaseException as error:
         raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
-
-
-def _check_sweep_dir(node: DictConfig) -> None:
-    """Refuse a name that no folder can have, before anything is sent or started for the sweep."""
-    said = str(node._get_node("dir"))
-    if "${" in said:  # ours: it would make the folder now
-        return
-    try:
-        Path(said).lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"hydra.sweep.dir={said[:200]}: {reason}; name another") from error
 
 
 def _named(key: str, overrides: Sequence[str]) -> Path | None:

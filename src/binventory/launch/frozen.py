@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import to_plain
 from binventory.config.check import check_config
-from binventory.errors import InputError
+from binventory.launch.folders import RunLocation, folder_to_resume
 from binventory.launch.spec import JobSpec
-from binventory.tracking.resume import AUTO, check_unchanged, find_run, task_path
-from binventory.tracking.run_folder import RunFolder
+from binventory.tracking.resume import AUTO, find_run, task_path
 
 
-def freeze(task_name: str, composed: DictConfig) -> JobSpec:
+def freeze(task_name: str, composed: DictConfig, resume_dir: Path | None = None) -> JobSpec:
     """Check and freeze the job that Hydra's global config is set to.
 
     A job of a sweep that says resume=auto goes on with the run of its own config, where there is one.
@@ -28,9 +27,10 @@ def freeze(task_name: str, composed: DictConfig) -> JobSpec:
     Args:
         task_name: train, predict, …
         composed: the job's config as Hydra composed it.
+        resume_dir: run folder of an earlier attempt at this job of a sweep, which it goes on in.
 
     Raises:
-        UserError: it does not fit, or names a run that cannot be gone on with.
+        UserError: it does not fit, names a run that cannot be gone on with, or would overwrite one.
     """
     # A sweep is checked by values before it starts; here each job's own combination is.
     config = check_config(task_name, composed)
@@ -43,35 +43,19 @@ def freeze(task_name: str, composed: DictConfig) -> JobSpec:
         run_dir=str(Path(hydra_config.runtime.output_dir)),
         overrides=list(hydra_config.overrides.task),
     )
-    if hydra_config.mode == RunMode.MULTIRUN and (folder := folder_to_resume(task_name, config)) is not None:
-        return replace(spec, run_dir=str(folder))
+    if resume_dir is None and hydra_config.mode == RunMode.MULTIRUN:
+        # Of a sweep that is resumed under a launcher that is not ours, which knows of no earlier attempts.
+        resume_dir = find_run(task_name, to_plain(config), [glob.escape(spec.run_dir)])
+    if resume_dir is not None:
+        resumed = {**spec.config, "resume": AUTO} if "resume" in spec.config else spec.config
+        return replace(spec, run_dir=str(resume_dir), config=resumed)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        root = glob.escape(config.paths.output_dir)
+        earlier = (f"{root}/{glob.escape(hydra_config.job.name)}/*", f"{root}/sweeps/*/*")
+        location = RunLocation("hydra.sweep.subdir", Path(spec.run_dir), earlier, is_job=True)
+        folder = folder_to_resume(task_name, config, location)
+        return spec if folder is None else replace(spec, run_dir=str(folder))
     return spec
-
-
-def folder_to_resume(task_name: str, config: DictConfig) -> Path | None:
-    """Return the run folder that the `resume` of a checked config goes on with; None for a new one.
-
-    Exits with code 0 where that run is done and nothing is left to do.
-
-    Raises:
-        UserError: another process writes it, or its maths would change.
-    """
-    resume = config.get("resume")
-    if resume is None:
-        return None
-    plain = to_plain(config)
-    folder = find_run(task_name, plain) if resume == AUTO else Path(resume)
-    if folder is None:
-        print("resume=auto: no run of this config to go on with, this is a new one", flush=True)
-        return None
-    if (pid := RunFolder(folder).writer()) is not None:
-        raise InputError(f"resume={folder}: process {pid} writes this run; wait for it or stop it")
-    has_changed = check_unchanged(folder, plain, allowed=config.resume_changed)
-    if RunFolder(folder).read_state() == "done" and not has_changed:
-        print(f"resume={folder}: this run is done; nothing is left to do", flush=True)
-        sys.exit(0)
-    print(f"resume={resume}: going on with {folder}", flush=True)
-    return folder.resolve()
 
 
 def _json_plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binventory.launch.pool import GRACE_S, Share
+from binventory.streams import keep_streams_open
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -149,11 +150,13 @@ def _end_with_parent() -> None:
 
 def _redirect(path: Path) -> None:
     """Let everything that this process and its children print go to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed when the sweep was started
+            stream.flush()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    keep_streams_open()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a killed job's last line counts

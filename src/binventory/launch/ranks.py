@@ -23,9 +23,13 @@ from binventory.launch.runner import (
     EXIT_USER_ERROR,
     STOP_SIGNALS,
     execute,
+    forget_foreign_ranks,
     ignore_signals,
+    passed_on,
+    stop_signals,
 )
 from binventory.launch.spec import JobSpec
+from binventory.streams import keep_streams_open
 from binventory.tracking.run_folder import RunFolder
 
 GRACE_S = 60.0
@@ -39,6 +43,8 @@ class RankError(RuntimeError):
 
 def run_spec(spec: JobSpec) -> tuple[int, Any]:
     """Run a job: in this process, or on one process a device; as `execute`."""
+    keep_streams_open()
+    forget_foreign_ranks()
     world_size = spec.config.get("trainer", {}).get("devices", 1)
     if world_size == 1:
         return execute(spec)
@@ -83,13 +89,14 @@ def run_ranks(spec: JobSpec, num_processes: int, node: Node = ONLY_NODE) -> int:
     Of several machines each calls this with its own `node`, and has a run folder of its own: only that of the first
     one is the job's, the others only hold job.json.
 
-    Every rank is `python -m binventory.launch <run folder>/job.json` with torchrun's environment variables. SIGINT and
-    SIGTERM are passed on. When one rank fails, the others are asked to stop, and killed after a grace period. When this
+    Every rank is `python -m binventory.launch <run folder>/job.json` with torchrun's environment variables. Signals
+    to stop are passed on. When one rank fails, the others are asked to stop, and killed after a grace period. When this
     process is killed, the ranks get SIGTERM. To be called from the main thread: Linux takes the end of the thread that
     started a process for the end of its parent.
     """
     path = Path(spec.run_dir) / "job.json"
     spec.save(path)
+    forget_foreign_ranks()
     environment = {
         **os.environ,
         **spec.environment(),
@@ -116,21 +123,21 @@ def run_ranks(spec: JobSpec, num_processes: int, node: Node = ONLY_NODE) -> int:
     return _job_exit_code(codes)
 
 
-def end_with_parent() -> None:
-    """Let SIGTERM come to this process when the one that `run_ranks` runs in ends, however that ends.
+def end_with_parent() -> bool:
+    """Return whether `run_ranks` started this process; then SIGTERM comes when the one it runs in ends.
 
-    A rank that outlived it would hold the run folder and train on unseen. Does nothing in a process that `run_ranks`
-    did not start, and on systems other than Linux.
+    However that ends: a rank that outlived it would hold the run folder and train on unseen. Linux only.
     """
     parent = os.environ.pop(PARENT_VARIABLE, None)  # not for the processes that this one starts
     if parent is None or sys.platform != "linux":
-        return
+        return parent is not None
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # inherited, from `trap '' TERM` for one
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.getppid() != int(parent):  # it ended before it could be watched
         os.kill(os.getpid(), signal.SIGTERM)
+    return True
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
@@ -145,9 +152,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
     def pass_on(signum: int, _frame: FrameType | None) -> None:
         nonlocal was_stopped
         was_stopped = True
-        send(signum)
+        send(passed_on(signum))
 
-    before = {signum: signal.signal(signum, pass_on) for signum in STOP_SIGNALS}
+    before = {signum: signal.signal(signum, pass_on) for signum in stop_signals()}
     try:
         deadline = None
         while None in (codes := [process.poll() for process in ranks]):
@@ -167,7 +174,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
 
 
 def _failed_ranks(codes: list[int]) -> list[int]:
-    stopped = (0, EXIT_INTERRUPTED, EXIT_PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
+    stopped = (0, EXIT_INTERRUPTED, EXIT_PREEMPTED, *(-signum for signum in STOP_SIGNALS))
     return [rank for rank, code in enumerate(codes) if code not in stopped]
 
 
@@ -175,7 +182,7 @@ def _job_exit_code(codes: list[int]) -> int:
     """Rank 0 wrote the status, so its code counts, unless it only stopped because another rank failed."""
     if failed := _failed_ranks(codes):
         return EXIT_USER_ERROR if codes[failed[0]] == EXIT_USER_ERROR else EXIT_FAILED
-    return 128 - codes[0] if codes[0] < 0 else codes[0]
+    return 128 + passed_on(-codes[0]) if codes[0] < 0 else codes[0]
 
 
 def _tell_what_ended(codes: list[int], run_dir: Path, node: Node) -> None:

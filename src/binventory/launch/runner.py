@@ -30,13 +30,19 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 143
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Besides Ctrl-C and SIGTERM what a terminal that closes and batch systems (Slurm, LSF, Grid Engine) warn a job with.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+# What torchrun, srun scripts and operators describe a process's rank with; `run_ranks` does so for ours.
+RANK_VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 _this_process = SimpleNamespace(is_leaving=False)
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; not an Exception, so that nothing on the way up takes it for a failure."""
+    """A signal to stop arrived; not an Exception, so that nothing on the way up takes it for a failure."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -68,6 +74,21 @@ def prefer_system_memory() -> None:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
+def forget_foreign_ranks() -> None:
+    """Drop the variables with which another program made this process a rank: only `run_ranks` makes ranks of a job.
+
+    A cluster's own variables (SLURM_…, LSB_…) stay: the launcher that submitted the job may read them.
+    """
+    for name in list(os.environ):
+        if name in RANK_VARIABLES or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
+
+
+def global_rank() -> int:
+    """Return the number of this process among those of its job; 0 where it is the only one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def execute(spec: JobSpec) -> tuple[int, Any]:
     """Run a job in this process.
 
@@ -77,7 +98,7 @@ def execute(spec: JobSpec) -> tuple[int, Any]:
         The exit code of the design's table, and what the task returned (None unless the code is 0).
     """
     prefer_system_memory()
-    is_writer = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    is_writer = global_rank() == 0
     folder = RunFolder(Path(spec.run_dir), spec.task)
     try:
         if is_writer:
@@ -160,8 +181,22 @@ def report_user_error(error: UserError) -> None:
     print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that a job saves and leaves on.
+
+    SIGHUP and its like stay ignored where whoever started the process ignores them, as nohup does.
+    """
+    always = (signal.SIGINT, signal.SIGTERM)
+    return [signum for signum in STOP_SIGNALS if signum in always or signal.getsignal(signum) is not signal.SIG_IGN]
+
+
+def passed_on(signum: int) -> signal.Signals:
+    """Return what the other processes of a job get for a signal that this one got: Ctrl-C, or SIGTERM."""
+    return signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+
+
 def _raise_on_signals() -> dict[signal.Signals, Any]:
-    """Turn SIGINT and SIGTERM into `Interrupted`; return the handlers there were."""
+    """Turn the signals to stop into `Interrupted`; return the handlers there were."""
     _this_process.is_leaving = False
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -170,11 +205,11 @@ def _raise_on_signals() -> dict[signal.Signals, Any]:
             ignore_signals()
             raise Interrupted(signum)
 
-    return {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
+    return {signum: signal.signal(signum, handle) for signum in stop_signals()}
 
 
 def ignore_signals() -> None:
-    """Ignore SIGINT and SIGTERM from now on: the process is leaving.
+    """Ignore the signals to stop from now on: the process is leaving.
 
     No further one shall break off writing the status or change the exit code.
     """

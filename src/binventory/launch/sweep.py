@@ -21,13 +21,19 @@ from binventory.errors import InputError, UserError
 from binventory.files import write_text
 from binventory.launch.endings import judge, judge_foreign
 from binventory.launch.handle import JobHandle
-from binventory.launch.runner import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, report_user_error
+from binventory.launch.runner import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    passed_on,
+    report_user_error,
+    stop_signals,
+)
 from binventory.reports.sweep_table import SweepDisplay
 from binventory.tracking.epochs import read_epochs
 from binventory.tracking.run_folder import RunFolder, request_prune
 from binventory.tracking.sweep_record import SWEEP_FILE, SweepJob, SweepRecord, now
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Sweep:
@@ -99,7 +105,7 @@ class Sweep:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Pass SIGINT and SIGTERM on to the jobs, once, and keep the record and the table until the block ends."""
+        """Pass signals to stop on to the jobs, once, and keep the record and the table until the block ends."""
 
         def stop(signum: int, _frame: FrameType | None) -> None:
             self.signum = self.signum or signum
@@ -108,7 +114,7 @@ class Sweep:
             if not self.can_refill:
                 raise KeyboardInterrupt  # a launcher that blocks has to be woken up
 
-        before = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
+        before = {signum: signal.signal(signum, stop) for signum in stop_signals()}
         self.record.write("running")
         try:
             with self._display:
@@ -209,7 +215,7 @@ class Sweep:
                 self.launcher.cancel(job.handle)
                 job.handle = None
             elif self.signum:
-                self.launcher.cancel(job.handle, self.signum)
+                self.launcher.cancel(job.handle, passed_on(self.signum))
         if self.signum and any(job.handle is not None for job in open_jobs):
             self._display.say(f"{signal.Signals(self.signum).name}: the running jobs save and leave")
 
@@ -293,7 +299,7 @@ class Sweep:
     def _end_left_over(self) -> None:
         """End what still runs when the block is left by an error: no job may outlive its sweep."""
         if self.can_refill:
-            self.launcher.stop(self.signum or signal.SIGTERM)
+            self.launcher.stop(passed_on(self.signum))
         for job in self.jobs:
             if job.handle is not None:
                 self._end(job)

@@ -18,8 +18,8 @@ from typing import Any
 
 from binventory.config.capture import one_line, redact_logs
 from binventory.errors import InputError, UserError
-from binventory.launch.ranks import Node, run_ranks
-from binventory.launch.runner import EXIT_USER_ERROR, execute, report_user_error
+from binventory.launch.ranks import Node, run_ranks, run_spec
+from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
 from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
 from binventory.sagemaker.secret_references import set_secrets
 from binventory.tracking.resume import FINAL_STATES
@@ -144,10 +144,8 @@ def _run(spec: JobSpec, container: Container) -> int:
         return 0
     trainer = spec.config.get("trainer", {})
     devices, num_nodes = trainer.get("devices", 1), len(container.hosts)
-    if devices * num_nodes == 1:
-        return execute(spec)[0]
     if num_nodes == 1:
-        return run_ranks(spec, devices)
+        return run_spec(spec)[0]
     node = Node(container.hosts.index(container.host), num_nodes, container.hosts[0], MASTER_PORT)
     return run_ranks(spec, devices, node)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from binventory.data.augment import continuous_augmentations
 from binventory.data.cache.photos import PackedPhotos
 from binventory.data.datamodule import limit_batches
 from binventory.data.preprocess import Preprocessing
+from binventory.launch.runner import global_rank
 from binventory.models.features import FrozenFeatures
 from binventory.models.network import BinNetwork
 from binventory.tasks.precision import runs_on_gpu
@@ -32,7 +32,7 @@ def make_features(
     flipped = np.unique(photos.rows["train"]) if config.data.hflip > 0 else np.array([], dtype=np.int64)
     reason = _why_not(config, photos, num_rows=len(photos.pixels) + len(flipped))
     if reason is not None:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if global_rank() == 0:
             print(f"frozen features are not cached: {reason}", file=sys.stderr, flush=True)
         return None
     return FrozenFeatures(network, config.model.name, preprocessing, photos, flipped, Path(config.paths.cache_dir))

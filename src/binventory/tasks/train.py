@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from binventory.data.preprocess import Preprocessing
 from binventory.distributed import all_gather_objects, from_rank_0, is_distributed
 from binventory.errors import ConfigError
 from binventory.files import write_json
-from binventory.launch.runner import Pruned
+from binventory.launch.runner import Pruned, global_rank
 from binventory.models.backbones import freeze, make_backbone
 from binventory.models.finite import ADVICE, DivergedError, find_not_finite
 from binventory.models.module import CHECKPOINT_KEY, BinCounter
@@ -62,11 +61,11 @@ def run(config: TrainConfig, run_dir: Path) -> float | None:
     backbone = make_backbone(config.model.name, weights, num_outputs(config.objective, list(config.data.counts)))
     staged = StagedPhotos.of(config.data, config.paths) if config.data.cache else None
     prepared = prepare_bins(config.data, config.s3, config.paths, staged)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if global_rank() == 0:
         print(*prepared.summary.lines(), sep="\n", flush=True)
     preprocessing = make_preprocessing(config.data, prepared)
     module = make_module(config, backbone, preprocessing, is_resumed=checkpoint is not None)
-    if int(os.environ.get("RANK", "0")) == 0 and config.model.finetune != "full":
+    if global_rank() == 0 and config.model.finetune != "full":
         print(describe_trained(backbone), flush=True)
     photos = open_photos(config.data, config.paths, prepared, preprocessing, staged) if config.data.cache else None
     data = BinDataModule(

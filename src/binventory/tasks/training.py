@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from torch import nn
@@ -25,6 +26,7 @@ from binventory.config.capture import to_plain
 from binventory.config.schema import TrainConfig
 from binventory.data.datamodule import BinDataModule, limit_batches
 from binventory.errors import ConfigError
+from binventory.launch.runner import global_rank
 from binventory.metrics.direction import direction
 from binventory.models.module import CHECKPOINT_KEY
 from binventory.tasks.precision import precision_options
@@ -110,7 +112,7 @@ def make_trainer(
         limit_test_batches=limit_batches(asked.limit_test_batches, num_batches["test"]),
         log_every_n_steps=asked.log_every_n_steps,
         profiler=_profiler(asked.profiler, run_dir),
-        default_root_dir=run_dir,
+        default_root_dir=checkpoints.folder,  # under Slurm, Lightning takes its own hpc_ckpt_*.ckpt from this folder
         logger=make_loggers(config, run_dir, resumed_step),
         callbacks=callbacks,
         num_sanity_val_steps=0,
@@ -125,9 +127,13 @@ def step_options(config: TrainConfig, network: nn.Module) -> dict[str, Any]:
     # Where algorithms are deterministic torch would write NaN over all new memory: a pass over every activation, 4 % of
     # a ResNet-18's step on a CPU, for operations that read what nobody wrote. There are none here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    asked = config.trainer
+    asked, options = config.trainer, precision_options(config, network)
+    # Named, Lightning looks for no cluster: whatever Slurm, LSF, MPI or torchrun say, `run_ranks` alone makes ranks.
+    environment = LightningEnvironment()
+    environment.set_global_rank(global_rank())  # with one device Lightning would leave it at what SLURM_PROCID says
     return {
-        **precision_options(config, network),
+        **options,
+        "plugins": [environment, *options["plugins"]],
         "accelerator": asked.accelerator,
         "accumulate_grad_batches": asked.accumulate_grad_batches,
         "gradient_clip_val": asked.gradient_clip_val,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import sys
@@ -37,18 +38,16 @@ HARMLESS = (
 )  # fmt: skip
 
 
-def find_run(task: str, config: dict[str, Any]) -> Path | None:
+def find_run(task: str, config: dict[str, Any], patterns: Sequence[str]) -> Path | None:
     """Return the newest run of this task and config that is not done and that no process writes.
 
     Args:
         task: train, …
-        config: plain checked config; runs are looked for under its `paths.output_dir`.
+        config: plain checked config.
+        patterns: globs of the run folders that are looked at.
     """
-    root = Path(config["paths"]["output_dir"])
     wanted = fingerprint(config)
-    found = [
-        path.parent for pattern in (f"{task}/*/config.yaml", "sweeps/*/*/config.yaml") for path in root.glob(pattern)
-    ]
+    found = {Path(path).parent for pattern in patterns for path in glob.glob(f"{pattern}/config.yaml")}  # noqa: PTH207  may be absolute
     runs = [(str(_status(folder).get("started")), folder) for folder in found if _can_go_on(folder, task, wanted)]
     return max(runs)[1] if runs else None
 

@@ -23,6 +23,9 @@ State = Literal["queued", "running", "done", "failed", "preempted", "pruned"]
 LOCK, LOCK_TRIES = ".lock", 10
 WRITER_WAIT_S = 90.0
 PRUNE_REQUEST = ".prune"
+# What a run or a sweep leaves in its folder, whatever became of it.
+OF_A_RUN = ("config.yaml", "provenance.json", "metrics.json", "predictions.csv", "checkpoints")
+OF_A_SWEEP = "sweep.json"
 RESERVE, RESERVE_BYTES = ".reserve", 64 * 1024  # a status with a traceback fits in
 
 
@@ -102,6 +105,13 @@ class RunFolder:
         _held.add(lock)
         remove_leftovers(self.path)
         return self
+
+    def occupant(self) -> str | None:
+        """Return what a new run would overwrite here, a run or a sweep, and which file shows it; None: nothing."""
+        if (self.path / OF_A_SWEEP).exists():
+            return f"a sweep ({OF_A_SWEEP})"
+        found = next((name for name in OF_A_RUN if (self.path / name).exists()), None)
+        return None if found is None else f"a run ({found})"
 
     def writer(self) -> str | None:
         """Return the pid of the process that writes this folder; None when none does."""

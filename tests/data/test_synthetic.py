@@ -139,6 +139,16 @@ def test_two_at_once_draw_into_one_folder(tmp_path: Path) -> None:
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
 
 
+def test_a_program_from_stdin_draws_all_of_it(tmp_path: Path) -> None:
+    """Processes that a pool starts could not import it, and the pool would start others for ever."""
+    script = (
+        "from pathlib import Path; from binventory.data.synthetic.folder import draw_folder\n"
+        f"draw_folder(Path({str(tmp_path / 'bins')!r}), num_bins={3 * BATCH}, photo_size=32, seed=0)"
+    )
+    done = subprocess.run([sys.executable, "-"], input=script, text=True, timeout=120, check=True, capture_output=True)
+    assert (len(list((tmp_path / "bins" / "bin-images").iterdir())), done.stderr) == (3 * BATCH, "")
+
+
 def test_what_another_draws_meanwhile_is_not_drawn_again(tmp_path: Path) -> None:
     """A photo that is replaced is another photo to a run that has indexed it."""
     folder = tmp_path / "bins"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,7 +49,7 @@ def draw_folder(folder: Path, *, num_bins: int, photo_size: int, seed: int) -> N
 
 def _draw(missing: list[int], draw: Callable[[list[int]], list[int]]) -> None:
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
-    if len(batches) <= 2:  # a process would take longer to start
+    if len(batches) <= 2 or not _can_spawn():  # of a few, a process would take longer to start
         for batch in batches:
             draw(batch)
         return
@@ -58,6 +59,12 @@ def _draw(missing: list[int], draw: Callable[[list[int]], list[int]]) -> None:
         drawn = (index for batch in pool.imap_unordered(draw, batches) for index in batch)
         for _ in track(drawn, len(missing), "drawing bins"):
             pass
+
+
+def _can_spawn() -> bool:
+    """Whether a new process can import the program: of one that was read from stdin, a pool starts workers for ever."""
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    return program is None or Path(program).is_file()
 
 
 def _missing(folder: Path, plans: list[Plan]) -> list[int]:

@@ -26,7 +26,7 @@ from binventory.bottlenecks.rules import (
     max_initialization_time,
     step_outlier,
 )
-from binventory.bottlenecks.samples import Observations
+from binventory.bottlenecks.samples import Observations, Sample, Setup
 from binventory.config.compose import compose_checked
 from tests.bottlenecks.hand_made import ON_CPU, SETUP, outliers, ranks, sample, seen, steps, waiting
 
@@ -167,6 +167,32 @@ def test_rule(rule: Callable[..., Finding], observations: Observations, setup: A
         "_distance",
     )
     assert all(name.endswith(units) for name in finding.figures), finding.figures
+
+
+def test_an_outlier_is_blamed_on_what_was_sampled_only() -> None:
+    """Of ten cores: 90 % busy, of which this training took a tenth, or nearly all; or there are no samples."""
+
+    def said(*samples: Sample, waits: float = 0, setup: Setup = SETUP) -> Finding:
+        given = replace(outliers(11, 1000), samples=samples, steps=waiting(waits).steps)
+        return step_outlier(given, setup)
+
+    crowded = said(*[sample(cpu=90, process=100)] * 40)
+    assert "others took 80 % of the CPU" in crowded.short
+    assert "took 80 % of this machine's CPU" in crowded.meaning
+    assert crowded.figures["crowded_share_percent"] == 100
+    both = said(*[sample(cpu=90, process=100)] * 40, waits=50)
+    assert "other processes" in both.meaning
+    assert "waited for data" in both.meaning
+    # Alone; beside others on a machine with cores to spare; two ranks that fill it; too few samples to tell.
+    two = replace(SETUP, num_ranks=2, local_ranks=2)
+    for finding in (
+        said(*[sample(cpu=90, process=880)] * 40), said(*[sample(cpu=60, process=100)] * 40),
+        said(*[sample(cpu=90, process=440)] * 40, setup=two), said(*[sample(cpu=90, process=100)] * 5),
+    ):  # fmt: skip
+        assert finding.verdict == TRIGGERED
+        assert "Nothing that was sampled says why" in finding.meaning
+        assert "progress" not in f"{finding.meaning} {finding.override}"
+        assert "other processes" not in finding.meaning
 
 
 def test_each_rule_has_each_verdict_above() -> None:

@@ -27,6 +27,9 @@ MAX_INITIALIZATION_MINUTES = 20
 MIN_SAMPLES = 20
 MIN_STEPS, WARMUP_STEPS, STEPS_PER_OUTLIER = 50, 5, 100
 DATA_WAIT_PERCENT = 10
+# A sample in which others crowd this training out: they took so much of a machine that had little left to give.
+OTHERS_PERCENT, CROWDED_PERCENT = 10, 80
+CROWDED_SHARE_PERCENT = 10  # of the samples
 
 
 def judged(values: Sequence[T], window: int | None = None) -> list[T]:
@@ -52,6 +55,13 @@ def too_little(values: Sequence[object], missing: str) -> str:
     if len(values) < MIN_SAMPLES:
         return f"{len(values)} samples are too few to tell: {MIN_SAMPLES} are needed."
     return ""
+
+
+def others_percents(samples: Sequence[Sample], setup: Setup) -> list[float]:
+    """Return what others took of all cores: other processes, or other machines on the same hardware."""
+    cores = setup.machine_cores or setup.cpu_cores
+    own = [sample.process_cpu_percent * setup.local_ranks / cores for sample in samples]
+    return [max(0.0, sample.cpu_percent - mine) for sample, mine in zip(samples, own, strict=True)]
 
 
 def workers_to_try(setup: Setup) -> str:

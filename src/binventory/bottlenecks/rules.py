@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -22,6 +22,8 @@ from binventory.bottlenecks.gpu_rules import (
     low_gpu_utilization,
 )
 from binventory.bottlenecks.judging import (
+    CROWDED_PERCENT,
+    CROWDED_SHARE_PERCENT,
     DATA_WAIT_PERCENT,
     GPU_P95_PERCENT,
     LOAD_DISTANCE,
@@ -29,6 +31,7 @@ from binventory.bottlenecks.judging import (
     MAX_OUTLIERS,
     MIN_SAMPLES,
     MIN_STEPS,
+    OTHERS_PERCENT,
     OUTLIER_DEVIATIONS,
     STEPS_PER_OUTLIER,
     WARMUP_STEPS,
@@ -37,6 +40,7 @@ from binventory.bottlenecks.judging import (
     gpu_percents,
     judged,
     loading_to_try,
+    others_percents,
     workers_to_try,
 )
 from binventory.bottlenecks.samples import LOAD_BINS, Observations, Setup
@@ -130,14 +134,39 @@ def step_outlier(seen: Observations, setup: Setup) -> Finding:
     if num_outliers <= allowed:
         return Finding(rule, "ok", figures, "Steps took about the same time.")
     short = f"{num_outliers} of {len(durations)} steps above {1000 * limit_s:.0f} ms"
+    crowding = _crowding(seen, setup)
+    cause, more, override = _why_uneven(seen, setup, crowding)
+    meaning = f"Some steps took far longer than the others{cause}."
+    return Finding(rule, "triggered", {**figures, **crowding}, meaning, short + more, override)
+
+
+def _why_uneven(seen: Observations, setup: Setup, crowding: Mapping[str, float]) -> tuple[str, str, str]:
+    """Return why steps were uneven, as far as the samples tell: for the meaning, for one line, and what to try."""
+    cause, more, taken = "", "", f"{crowding['others_mean_percent']:.0f} %"
+    if crowding["crowded_share_percent"] > CROWDED_SHARE_PERCENT:
+        more = f", others took {taken} of the CPU"
+        cause = (
+            f", and other processes, or other machines on its hardware, took {taken} of this machine's CPU: with the"
+            " machine to itself the training would be steadier"
+        )
     if (seen.data_wait_percent or 0.0) > DATA_WAIT_PERCENT:
-        meaning = "Some steps took far longer than the others, and training waited for data: loading comes in bursts."
-        return Finding(rule, "triggered", figures, meaning, short, loading_to_try(setup))
-    meaning = (
-        "Some steps took far longer than the others: a line that is logged, or another process on this machine. Log"
-        " less often to see whether it was that."
-    )
-    return Finding(rule, "triggered", figures, meaning, short, "callbacks.progress.every_n_steps=1000")
+        return f"{cause}, and training waited for data: loading comes in bursts", more, loading_to_try(setup)
+    shown = cause or ". Nothing that was sampled says why; a trace shows what they did"
+    return shown, more, "callbacks.trace.num_steps=100"
+
+
+def _crowding(seen: Observations, setup: Setup) -> dict[str, float]:
+    """Return what others took of the CPU, and in which share of the samples they left too little of it."""
+    others = others_percents(seen.samples, setup)
+    if len(others) < MIN_SAMPLES:
+        return {"others_mean_percent": 0.0, "crowded_share_percent": 0.0, "num_samples": len(others)}
+    values = judged(list(zip(others, (sample.cpu_percent for sample in seen.samples), strict=True)))
+    crowded = sum(taken > OTHERS_PERCENT and busy > CROWDED_PERCENT for taken, busy in values)
+    return {
+        "others_mean_percent": statistics.fmean(taken for taken, _ in values),
+        "crowded_share_percent": 100 * crowded / len(values),
+        "num_samples": len(values),
+    }
 
 
 def max_initialization_time(seen: Observations, setup: Setup) -> Finding:

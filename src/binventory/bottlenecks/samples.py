@@ -76,6 +76,7 @@ class Setup:
         is_cached: `data.cache`.
         residence: `data.residence`.
         gpu_problem: why there are no figures of the GPU; empty where there are.
+        machine_cores: of the machine; None where it does not say.
     """
 
     cpu_cores: int
@@ -88,6 +89,7 @@ class Setup:
     is_cached: bool
     residence: str
     gpu_problem: str
+    machine_cores: int | None = None
 
 
 @dataclass(frozen=True)

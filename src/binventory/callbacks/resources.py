@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -141,6 +142,7 @@ class BottleneckReport(pl.Callback):
             is_cached=self.data.cache,
             residence=self.data.residence,
             gpu_problem=self._gpu_problem,
+            machine_cores=os.cpu_count(),
         )
         load = load_of(samples, setup.cpu_cores / setup.local_ranks)
         return Observations(samples, tuple(timer.steps), tuple(timer.durations_s), None, (load,)), setup

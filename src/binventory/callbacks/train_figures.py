@@ -25,10 +25,14 @@ class StepFigures(pl.Callback):
     """Hands loss and learning rate of every n-th optimizer step to the loggers: `train/loss_step` and `lr_step`.
 
     The loss is that of rank 0's photos of the step. Reading it waits for the device: only in these steps, and only
-    where there is a logger. n is `trainer.log_every_n_steps`.
+    where there is a logger.
+
+    Args:
+        every_n_steps: n.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
         self._due: int | None = None  # the step under way, counted from 1, if it is logged
         self._lrs: list[float] = []
         self._losses: list[Tensor] = []  # of the batches of this step, each divided by their number
@@ -38,7 +42,7 @@ class StepFigures(pl.Callback):
     ) -> None:
         """Note the learning rates that the step is taken with."""
         step = trainer.global_step + 1
-        if not trainer.loggers or step % trainer.log_every_n_steps:
+        if not trainer.loggers or step % self.every_n_steps:
             self._due = None
         elif self._due != step:
             self._due, self._losses = step, []

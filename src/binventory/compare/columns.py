@@ -11,8 +11,10 @@ from binventory.data.text import printable
 
 TARGET = "_target_"
 # After what was varied: keys, or nodes of them, that people look for first, and those that they look for last.
-FIRST = ("optimizer.lr", "seed", "model", "optimizer", "scheduler", "objective", "data.source", "data.reader")
-FIRST += ("data.batch_size", "trainer", "data")
+FIRST = (
+    *("optimizer.lr", "seed", "model", "optimizer", "scheduler", "objective"),
+    *("data.source", "data.reader", "data.batch_size", "trainer", "data"),
+)
 LAST = ("callbacks", "logger", "s3", "paths")
 
 

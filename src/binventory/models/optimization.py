@@ -98,7 +98,7 @@ def try_optimization(config: Any) -> None:
             raise TypeError(f"{type(optimizer).__name__} is no torch optimizer")
         if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
             raise TypeError(f"{type(optimizer).__name__} computes the loss several times a step, training does it once")
-        torch.stack([(weight**2).sum() for weight in weights]).sum().backward()
+        torch.stack([(weight**2).sum() for weight in weights]).sum().backward()  # type: ignore[no-untyped-call]
         # For torch's graphs on a GPU alone.
         if config.trainer.accelerator == "cpu" or not _said(make).get("capturable"):
             optimizer.step()

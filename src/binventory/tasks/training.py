@@ -39,7 +39,7 @@ def make_callbacks(
 ) -> list[Callback]:
     """Return the callbacks of a run, in the order in which Lightning calls them; those that save come last."""
     epochs = MetricsCsv(run_dir / "metrics.csv")
-    callbacks: list[Callback] = [TrainFigures(), progress, epochs, StepFigures()]
+    callbacks: list[Callback] = [TrainFigures(), progress, epochs, StepFigures(config.trainer.log_every_n_steps)]
     callbacks.append(WandbSummary(epochs, config.objective_metric))
     asked = config.callbacks
     if asked.ema.decay is not None:

@@ -18,7 +18,8 @@ class Stopping(Classification):
 
     Args:
         at: the step, counted from 1; an attempt that has fewer left runs through.
-        does: raise, prune, kill_client (the client's background process), or a signal that the process sends itself.
+        does: raise, prune, kill_client (the client's background process), block_media (pictures have nowhere to go), or
+            a signal that the process sends itself.
     """
 
     def __init__(self, counts: Any, at: int, does: str, label_smoothing: float = 0.0) -> None:
@@ -42,5 +43,9 @@ class Stopping(Classification):
             for child in psutil.Process().children():
                 if child.name().startswith("wandb-core"):
                     child.kill()
+        elif self.does == "block_media":
+            newest = max(Path("outputs/train").iterdir(), key=lambda run: run.stat().st_mtime_ns)
+            for files in newest.glob("wandb/*run-*/files"):
+                (files / "media").write_text("")
         else:
             os.kill(os.getpid(), signal.Signals[self.does])

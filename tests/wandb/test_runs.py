@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from binventory.config.capture import load_config, redact, to_plain
+from binventory.errors import ConfigError
+from binventory.tracking.wandb_logger import make_wandb_logger
 from tests.running import TINY, run_here
 from tests.wandb.read_back import Attempt, attempts_of
 
@@ -205,6 +207,46 @@ def test_a_training_outlives_the_client(workplace: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("warning: the W&B client has broken down") == 1
     (attempt,) = attempts_of(run)
     assert attempt.exit_code is None
+
+
+def test_a_run_without_a_best_epoch_and_with_pictures_that_fail_is_done(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every preset of the report is: without validation photos there is no best.ckpt."""
+    run = train(
+        workplace, *SMALL, STOPPING[0], "+objective.at=3", "+objective.does=block_media", "trainer.max_epochs=1",
+        "logger.wandb.log_model=true", "data.val_fraction=0", "objective_metric=null",
+    )  # fmt: skip
+    assert read(run / "status.json")["state"] == "done"
+    assert capsys.readouterr().err.count("warning: logger=wandb: the pictures of the test could not be logged: ") == 1
+    (attempt,) = attempts_of(run)
+    assert (attempt.exit_code, attempt.summary["state"]) == (0, "done")
+    assert attempt.summary["test/accuracy"] == pytest.approx(read(run / "metrics.json")["test"]["accuracy"])
+    (model,) = [each for each in attempt.artifacts if each.type == "model"]
+    assert {entry.path for entry in model.manifest.contents} == {
+        "last.ckpt", "bundle/bundle.json", "bundle/weights.safetensors"
+    }  # fmt: skip
+
+
+def test_a_loggers_trouble_is_a_warning(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever a logger fails: when it is made, with each thing that it is told, when it is closed."""
+    monkeypatch.setenv("BINVENTORY_ALLOW_TARGETS", "tests.wandb.troubled.")
+    methods = ["init", "experiment", "log_hyperparams", "log_metrics", "save", "finalize"]
+    loggers = [f"+logger.{at}={{_target_:tests.wandb.troubled.Troubled,at:{at}}}" for at in methods]
+    run = train(workplace, *TINY, "trainer.max_epochs=1", *loggers, "logger=tensorboard")
+    assert read(run / "status.json")["state"] == "done"
+    error = capsys.readouterr().err
+    for at in methods:
+        assert error.count(f"warning: logger={at} has failed, ") == 1
+        assert error.count(f"no space left for {at};") == 1
+    assert list(run.glob("events.out.tfevents.*")), "other loggers are as they were"
+
+
+def test_offline_nobody_is_advised_to_go_offline(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^logger=wandb: Invalid project name 'a/b'.*; mend that$"):
+        make_wandb_logger(str(tmp_path), "a/b")
 
 
 def test_from_an_earlier_step_nothing_is_lost_and_tensorboard_shows_nothing_twice(workplace: Path) -> None:

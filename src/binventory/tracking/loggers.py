@@ -10,17 +10,20 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from binventory.config.capture import redact, to_plain
+from binventory.config.capture import one_line, redact, to_plain
 from binventory.config.schema import TrainConfig
 from binventory.config.targets import import_target
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError
 from binventory.launch.runner import ending_of
+from binventory.tracking.guard import guard, warn_failed
 from binventory.tracking.wandb_logger import BinWandbLogger, flat_figures
 
 
 def make_loggers(config: TrainConfig, run_dir: Path, resumed_step: int | None) -> list[Logger]:
     """Build every logger of `config.logger` and tell it the config, with secrets redacted.
+
+    What goes wrong in one, now or later, is a warning; one that cannot be made is left out.
 
     Args:
         config: a checked config.
@@ -30,7 +33,8 @@ def make_loggers(config: TrainConfig, run_dir: Path, resumed_step: int | None) -
     Raises:
         ConfigError: its package is not installed, or it does not take what the config says.
     """
-    loggers = []
+    loggers: list[Logger] = []
+    told = redact(to_plain(OmegaConf.create(cast(Any, config))))
     for name, node in config.logger.items():
         options: dict[str, Any] = {key: value for key, value in node.items() if key != "_target_"}
         target = import_target(f"logger.{name}", node["_target_"])
@@ -38,11 +42,21 @@ def make_loggers(config: TrainConfig, run_dir: Path, resumed_step: int | None) -
             options["purge_step"] = resumed_step
         try:
             made: Logger = target(save_dir=str(run_dir), **options)
+            # Lightning would start what is behind it later, where nothing is caught.
+            _ = getattr(made, "experiment", None)
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"logger={name}: {error.name} is not installed; pip install 'binventory[{name}]'"
             ) from error
-        made.log_hyperparams(redact(to_plain(OmegaConf.create(cast(Any, config)))))
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"logger.{name}: {one_line(str(error))}; change what is under logger.{name}") from error
+        except Exception as error:  # noqa: BLE001  no disk space, no server, …
+            warn_failed(name, error)
+            continue
+        guard(made, name)
+        made.log_hyperparams(told)
         loggers.append(made)
     return loggers
 

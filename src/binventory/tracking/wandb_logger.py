@@ -31,6 +31,7 @@ RUN_FILE = "wandb.json"  # of the run folder: which W&B run it is
 ID_VARIABLE, SWEEP_VARIABLE = "WANDB_RUN_ID", "WANDB_SWEEP_ID"
 DATA_VARIABLE = "WANDB_DATA_DIR"
 _REFUSED = re.compile(r"returned error 4\d\d")  # a wrong key, an unknown entity: all that the client says of it
+CHOSEN = ("best.ckpt", "last.ckpt")  # the first that there is was tested
 HYDRA_SWEEP_FILE = "multirun.yaml"
 
 
@@ -45,7 +46,8 @@ class BinWandbLogger(WandbLogger):
 
     Args:
         run_dir: the run folder.
-        log_model: upload best.ckpt and the bundle as an artifact when the run is done.
+        log_model: upload best.ckpt, or last.ckpt where no metric chooses one, and the bundle as an artifact when the
+            run is done.
         num_photos: photos in each half of the table of errors: the most wrong ones, and the least certain ones.
         options: of `wandb.init`.
     """
@@ -59,6 +61,7 @@ class BinWandbLogger(WandbLogger):
         self.uploads_model = log_model
         self.num_photos = num_photos
         self._is_lost = False
+        self._warned: set[str] = set()
         self.is_new = not (run_dir / RUN_FILE).exists()
 
     @property
@@ -76,11 +79,16 @@ class BinWandbLogger(WandbLogger):
         return self._experiment
 
     @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log what the run is."""
+        self._tell("the config", lambda _: super(BinWandbLogger, self).log_hyperparams(params))
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log one row."""
         # Lightning counts steps from 0.
         row = {**metrics} if step is None else {"step": step + 1, **metrics}
-        self._tell(lambda run: run.log(row))
+        self._tell("a row of figures", lambda run: run.log(row))
 
     @rank_zero_only
     def log_best(self, row: Mapping[str, Any]) -> None:
@@ -90,7 +98,7 @@ class BinWandbLogger(WandbLogger):
             row: of metrics.csv.
         """
         figures = {name: value for name, value in row.items() if "/" in name}
-        self._tell(lambda run: run.summary.update({**figures, "best_epoch": row["epoch"]}))
+        self._tell("the best epoch", lambda run: run.summary.update({**figures, "best_epoch": row["epoch"]}))
 
     @rank_zero_only
     def log_results(
@@ -102,21 +110,23 @@ class BinWandbLogger(WandbLogger):
     ) -> None:
         """Log what came of the test, and the model where that is asked for; see `loggers.log_results`."""
         flat = flat_figures(figures)
+        self._tell("the figures of the test", lambda run: run.summary.update(flat))
 
-        def tell(run: Any) -> None:
+        def show(run: Any) -> None:
             media = test_media(rows, photos, figures["test"]["per_count"], self.num_photos, preprocessing)
             run.log({**media, "epoch": figures["best_epoch"]})
-            run.summary.update(flat)
-            if self.uploads_model:
-                self._upload_model(run, flat)
 
-        self._tell(tell)
+        self._tell("the pictures of the test", show)
+        if self.uploads_model:
+            self._tell("the model", lambda run: self._upload_model(run, flat))
 
     def _upload_model(self, run: Any, metadata: dict[str, float]) -> None:
         import wandb
 
         artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
-        artifact.add_file(str(self.run_dir / "checkpoints" / "best.ckpt"))
+        checkpoints = [self.run_dir / "checkpoints" / name for name in CHOSEN]
+        # Without a metric to choose by there is no best one: the last is what was tested.
+        artifact.add_file(str(next((path for path in checkpoints if path.exists()), checkpoints[0])))
         artifact.add_dir(str(self.run_dir / "bundle"), name="bundle")
         run.log_artifact(artifact)
 
@@ -129,38 +139,53 @@ class BinWandbLogger(WandbLogger):
             exit_code: of the job.
             error: why it failed.
         """
-        is_offline = self.experiment.offline
 
         def tell(run: Any) -> None:
+            is_offline = run.offline
             run.summary.update({"state": state} if error is None else {"state": state, "error": one_line(error)})
             # Not under W&B's own sweeps: they would start a run again that their early termination had stopped.
             if exit_code == EXIT_PREEMPTED and SWEEP_VARIABLE not in os.environ:
                 run.mark_preempting()
-            run.finish(exit_code=exit_code)
-            _end_session(self.run_dir)
+            try:
+                run.finish(exit_code=exit_code)
+            finally:
+                _end_session(self.run_dir)
+            if is_offline:
+                print(f"W&B was offline: `binventory wandb sync {self.run_dir}` sends the run", flush=True)
 
-        self._tell(tell)
-        if is_offline:
-            print(f"W&B was offline: `binventory wandb sync {self.run_dir}` sends the run", flush=True)
+        self._tell("the end of the run", tell)
 
-    def _tell(self, say: Callable[[Any], object]) -> None:
-        """Call with the W&B run, unless its client has broken down: a training outlives its dashboard."""
+    def _tell(self, what: str, say: Callable[[Any], object]) -> None:
+        """Call with the W&B run, unless its client has broken down: a training outlives its dashboard.
+
+        Args:
+            what: is logged; one that fails is warned of once, and costs nothing else.
+            say: called with the run.
+        """
         import wandb
 
         if self._is_lost:
             return
         try:
             say(self.experiment)
-        except (OSError, wandb.errors.Error) as error:
-            self._is_lost = True
-            with suppress(OSError):
-                _end_session(self.run_dir)
-            print(
-                f"warning: the W&B client has broken down, nothing more is logged there: {one_line(str(error))};"
-                f" what it had is in {self.run_dir / 'wandb'}, metrics.csv has everything",
-                file=sys.stderr,
-                flush=True,
-            )
+        except Exception as error:  # noqa: BLE001  whatever it is: a file that is gone, a full disk, a picture
+            if isinstance(error, (ConnectionError, wandb.errors.Error)):
+                self._lose(error)
+            elif what not in self._warned:
+                self._warned.add(what)
+                said = f"{type(error).__name__}: {one_line(str(error))}"
+                print(f"warning: logger=wandb: {what} could not be logged: {said}", file=sys.stderr, flush=True)
+
+    def _lose(self, error: Exception) -> None:
+        self._is_lost = True
+        with suppress(Exception):  # it is ended, or so broken that it cannot be
+            _end_session(self.run_dir)
+        print(
+            f"warning: the W&B client has broken down, nothing more is logged there: {one_line(str(error))};"
+            f" what it had is in {self.run_dir / 'wandb'}, metrics.csv has everything",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def flat_figures(figures: Mapping[str, Any]) -> dict[str, float]:
@@ -220,7 +245,12 @@ def make_wandb_logger(
         if sweep is not None or not os.environ.get(ID_VARIABLE):  # jobs of a sweep cannot share one
             options["id"] = known.get("id") or secrets.token_hex(4)
     logger = BinWandbLogger(run_dir, log_model=log_model, num_photos=num_photos, save_dir=save_dir, **options)
-    _ = logger.experiment
+    try:
+        _ = logger.experiment
+    except Exception:
+        with suppress(Exception):  # what is left open would take in the next run of this process
+            _end_session(run_dir)
+        raise
     return logger
 
 
@@ -248,10 +278,9 @@ def _start(options: Mapping[str, Any]) -> Any:
             is_unreachable = isinstance(error, wandb.errors.CommError) and not _REFUSED.search(str(error))
             # A run of W&B's own sweep has to arrive where its agent waits for it.
             if not is_unreachable or SWEEP_VARIABLE in os.environ:
-                raise ConfigError(
-                    f"logger=wandb: {one_line(str(error))}; mend that, or set WANDB_MODE=offline and send the run"
-                    " later: `binventory wandb sync RUN`"
-                ) from error
+                is_online = options["mode"] == "online"
+                later = ", or set WANDB_MODE=offline and send the run later: `binventory wandb sync RUN`" * is_online
+                raise ConfigError(f"logger=wandb: {one_line(str(error))}; mend that{later}") from error
             print(f"warning: W&B does not answer, the run is logged offline: {one_line(str(error))}", file=sys.stderr)
             wandb.teardown()
             return wandb.init(**{**options, "mode": "offline"})

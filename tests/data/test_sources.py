@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from pyarrow import parquet
 
 from binventory.config.schema import S3Config
+from binventory.data.index import build_index
 from binventory.data.sources import make_source
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, parse_file_list, read_file_list
@@ -213,7 +215,7 @@ def test_real_photos_with_the_full_list(abid: Path) -> None:
         ('{"1": [7]}', r"count 1: entry 7 is no text"),
         ('{"1": ["00001"]}', r"entry '00001' is not of the form data/metadata/ID\.json"),
         ('{"1": ["data/../x.json"]}', r"entry 'data/\.\./x\.json' is not of the form"),
-        ('{"1": ["data/metadata/..\\\\x.json"]}', r"cannot be a bin id"),
+        ('{"1": ["data/metadata/..\\\\x.json"]}', r"is not of the form data/metadata/ID\.json"),
         ('{"1": ["data/metadata/a\\u0000.json"]}', r"'a\\x00' cannot be a bin id"),
         ('{"1": ["' + "é" * 101 + '.json"]}', r"cannot be a bin id: .* at most 200 bytes"),
         ('{"1": ["a/7.json"], "3": ["b/7.json"]}', r"id 7 is listed twice, under 1 and 3"),
@@ -238,6 +240,11 @@ def test_file_list_that_is_not_there(tmp_path: Path) -> None:
         read_file_list(tmp_path / "gone.json")
     with pytest.raises(InputError, match="needs the s3 config"):
         read_file_list("s3://bins/file_list.json")
+
+
+def test_file_list_written_on_windows() -> None:
+    entries = [r"data\metadata\00001.json", r"C:\data\metadata\1.json", "data/metadata/7.json"]
+    assert parse_file_list(json.dumps({"2": entries}).encode(), "x") == {"00001": 2, "1": 2, "7": 2}
 
 
 def test_file_list_keeps_both_of_a_padded_pair() -> None:
@@ -396,6 +403,101 @@ def test_parquet_and_csv_say_the_same(tmp_path: Path) -> None:
     given_list = write_list(tmp_path / "list.json", {"2": ["007", "8"]})
     chosen = fetch("table", csv, file_list=given_list)
     assert (ids(chosen), chosen.absent) == (["007"], ("8",))
+
+
+MISSING = ["", " ", '""', "nan", "NaN", "None", "NULL", "null", "NA", "N/A", "<NA>", "NaT", "#N/A", r"\N"]
+
+
+@pytest.mark.parametrize("cell", MISSING)
+def test_missing_is_missing_in_every_column(tmp_path: Path, cell: str) -> None:
+    touch(*(tmp_path / f"{name}.jpg" for name in "abc"))
+    rows = [f"{name},a.jpg,{cell},{cell},{cell}" for name in "ab"]
+    table = write_table(tmp_path / "t.csv", f"id,path,quantity,group,problem\n{rows[0]}\nb,b.jpg,2,g,{cell}\n")
+    listing = fetch("table", table)
+    assert [(found.quantity, found.group, found.problem) for found in listing.bins] == [
+        (None, None, None),
+        (2, "g", None),
+    ]
+    for column, row in (("path", f"b,{cell},1"), ("id", f"{cell},b.jpg,1")):
+        bad = write_table(tmp_path / "bad.csv", f"id,path,quantity\na,a.jpg,1\n{row}\n")
+        with pytest.raises(InputError, match=rf"bad\.csv: row 2(: '' cannot be a bin id| has no {column})"):
+            fetch("table", bad)
+
+
+def test_groups_that_are_missing_are_no_group(tmp_path: Path) -> None:
+    """Not one, which a split would not part: 40 bins would be all of a split."""
+    ids_ = [str(number) for number in range(8)]
+    touch(*(tmp_path / f"{bin_id}.jpg" for bin_id in ids_))
+    columns = {"path": [f"{bin_id}.jpg" for bin_id in ids_], "quantity": [1.0, 2.0] * 4}
+    groups: dict[str, pa.Array] = {
+        "float": pa.array([3.0, None, float("nan"), 3.0, 7.0, None, 4.0, 4.0]),
+        "text": pa.array(["3", "nan", "None", "3", "7", "NULL", "4", "4"], pa.large_string()),
+        "joined": pa.array(["3", "", "NaN", "3.0", "7", "", "4.0", "4"]),
+        "categories": pa.array(["3", None, None, "3", "7", None, "4", "4"]).dictionary_encode(),
+        "numbers": pa.array([3, None, None, 3, 7, None, 4, 4]).dictionary_encode(),
+    }
+    for name, group in groups.items():
+        parquet.write_table(pa.table(columns | {"group": group}), tmp_path / "t.parquet")
+        listing = fetch("table", tmp_path / "t.parquet")
+        assert [found.group for found in listing.bins] == ["3", None, None, "3", "7", None, "4", "4"], name
+        index, _ = build_index(listing, tmp_path / "scan.parquet")
+        # 7 is also an id: the bin of that id is not in it
+        assert index["group"].to_pylist() == ["3", "1", "2", "3", "7", "5", "4", "4"], name
+    columns["group"] = ["1", "1", "2.0", "", "5.50", "3.0", "3.0", "7"]
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    index, _ = build_index(fetch("table", tmp_path / "t.parquet"), tmp_path / "scan.parquet")
+    assert index["group"].to_pylist() == ["1", "1", "2.0", "3", "5.50", "3.0", "3.0", "7"]
+
+
+def test_bin_without_a_group_is_not_in_one_that_is_called_as_its_id(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{name}.jpg" for name in "123"))
+    table = write_table(tmp_path / "t.csv", "path,quantity,group\n1.jpg,1,3\n2.jpg,1,3\n3.jpg,1,\n")
+    index, _ = build_index(fetch("table", table), tmp_path / "scan.parquet")
+    assert index["group"].to_pylist() == ["3", "3", "3 alone"]
+
+
+def test_parquet_columns_of_any_type(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{name}.jpg" for name in "abc"))
+    paths = pa.array(["a.jpg", "b.jpg", "c.jpg"])
+    quantities = [
+        pa.array([3, None, 1], pa.int8()),
+        pa.array([3.0, float("nan"), 1.0], pa.float32()),
+        pa.array(["3", "nan", "1.0"]),
+        pa.array([Decimal("3.00"), None, Decimal("1.00")]),
+        pa.array([3, None, 1]).dictionary_encode(),
+    ]
+    for quantity in quantities:
+        parquet.write_table(pa.table({"path": paths.dictionary_encode(), "quantity": quantity}), tmp_path / "t.parquet")
+        assert [found.quantity for found in fetch("table", tmp_path / "t.parquet").bins] == [3, None, 1], quantity.type
+    for odd, shown in ((pa.array([True, None, False]), "true"), (pa.array([1, None, 2], pa.timestamp("s")), "1970")):
+        parquet.write_table(pa.table({"path": paths, "quantity": odd}), tmp_path / "t.parquet")
+        problems = [found.problem for found in fetch("table", tmp_path / "t.parquet").bins]
+        assert problems[1] is None
+        assert f"quantity is no whole number from 0 up: '{shown}" in str(problems[0])
+    parquet.write_table(pa.table({"path": paths, "quantity": pa.array([[1], [2], [3]])}), tmp_path / "t.parquet")
+    with pytest.raises(
+        InputError, match=r"t\.parquet: cannot be read as parquet: column 'quantity' holds list<.*write it"
+    ):
+        fetch("table", tmp_path / "t.parquet")
+
+
+def test_table_written_on_windows(tmp_path: Path) -> None:
+    touch(tmp_path / "photos/a.jpg", tmp_path / "odd\\name.jpg")
+    rows = [
+        r"C:\photos\a.jpg",
+        r"photos\b.jpg",
+        r"photos\c.jpg",
+        r"more\c.jpg",
+        r"\\server\share\d.jpg",
+        r"odd\name.jpg",
+    ]
+    listing = fetch("table", write_table(tmp_path / "t.csv", "path,quantity\n" + "\n".join(f"{row},1" for row in rows)))
+    found = {found.id: found.problem or "" for found in listing.bins}
+    (named,) = (bin_id for bin_id in found if bin_id.startswith("~"))  # of the file whose name has a backslash
+    assert set(found) == {"a", "b", "photos__c.jpg", "more__c.jpg", "d", named}
+    reason = "no photo at its path, written as on Windows: give / for \\ and no drive"
+    assert {problem.rpartition(": ")[0] for bin_id, problem in found.items() if bin_id != named} == {reason}
+    assert found[named].startswith("name cannot be a bin id")
 
 
 @pytest.mark.parametrize(("cell", "quantity"), [("0", 0), ("3.0", 3), (" 5 ", 5), ("nan", None), ('""', None)])

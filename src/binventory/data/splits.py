@@ -81,7 +81,8 @@ def sibling_groups(
         stated: the source's own group of each bin, or None.
 
     Returns:
-        The name of each bin's group: the stated one, or the first id of the group.
+        The name of each bin's group: the stated one, or the first id of the group, with ` alone` where that is the name
+        of a stated one.
     """
     stated = stated if stated is not None else [None] * len(ids)
     parent = array("q", range(len(ids)))  # a list takes five times the memory
@@ -105,7 +106,12 @@ def sibling_groups(
                     # the smaller id becomes the root, so that a group's name doesn't depend on the listing order
                     first, second = sorted((root(node), root(other)), key=lambda found: ids[found])
                     parent[second] = first
-    return [stated[node] or ids[root(node)] for node in range(len(ids))]
+    taken = {name for name in stated if name}
+    own = [ids[root(node)] for node in range(len(ids))]
+    # a bin without a stated group is in none of those, even where its id is the name of one
+    return [
+        name or (f"{bin_id} alone" if bin_id in taken else bin_id) for name, bin_id in zip(stated, own, strict=True)
+    ]
 
 
 def grouped_split(

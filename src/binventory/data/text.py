@@ -9,6 +9,28 @@ MAX_ID_BYTES = 200  # a file name holds 255, of which the suffixes of photo and 
 MADE_ID = "~"  # what ids start with that `id_of_name` had to make
 KEPT_CHARS = 60  # of a name whose id had to be made
 
+# What pandas, R, SQL, spreadsheets and Python write where there is no value, in small letters
+MISSING = {
+    *(
+        "",
+        "nan",
+        "-nan",
+        "na",
+        "n/a",
+        "<na>",
+        "nat",
+        "none",
+        "null",
+        "<null>",
+        "(null)",
+        "\\n",
+        "#n/a",
+        "#na",
+        "#n/a n/a",
+    ),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+}
+
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 2  # what is nested deeper than Python recurses cannot be shown whole
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
@@ -28,6 +50,12 @@ def printable(text: str, max_chars: int = 1000) -> str:
 def brief(value: object) -> str:
     """Return a value for a message, in one line of some 60 characters however large or deep it is."""
     return _BRIEF.repr(value)
+
+
+def cell_text(value: object) -> str | None:
+    """Return a table cell's text without blanks around it; None where it is missing, as null, blank or `MISSING`."""
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in MISSING else text
 
 
 def can_be_id(name: str) -> bool:

@@ -20,7 +20,7 @@ from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limit
 from binventory.data.sources.base import BinFiles
 from binventory.data.sources.bucket import METADATA, METADATA_SUFFIX, PHOTO_SUFFIX, PHOTOS
 from binventory.data.sources.file_list import FILE_LIST_NAME
-from binventory.data.text import MADE_ID
+from binventory.data.text import MADE_ID, cell_text
 from binventory.errors import InputError
 
 TABLE = "table.csv"
@@ -132,7 +132,8 @@ def _photo_key(files: BinFiles, layout: str) -> str:
 
 def _objects(files: BinFiles, layout: str, known: Mapping[str, tuple[int, str]]) -> Iterator[DatasetObject]:
     """The photo and metadata of one bin, as far as they can be read."""
-    if files.id.startswith(MADE_ID):  # its file's name cannot be an id: on S3 it would get yet another one
+    # its file's name cannot be an id: on S3 it would get yet another one; in a table `NA` would be none
+    if files.id.startswith(MADE_ID) or (layout == "table" and cell_text(files.id) is None):
         return
     parts = [(_photo_key(files, layout), files.photo)]
     if layout == "abid":
@@ -155,6 +156,8 @@ def _table(bins: Sequence[BinFiles], objects: Mapping[str, DatasetObject]) -> by
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "path", "quantity", "group", "problem"])
     for files in bins:
+        if cell_text(files.id) is None:
+            continue
         key = _photo_key(files, "table")
         problem = files.problem or ("" if key in objects else "photo cannot be read")
         writer.writerow([files.id, key if key in objects else "", files.quantity, files.group, problem])

@@ -175,7 +175,7 @@ def _entry_id(entry: object, count: str, name: str) -> str:
     where = f"file list {name}: count {count}"
     if not isinstance(entry, str):
         raise InputError(f"{where}: entry {brief(entry)} is no text such as 'data/metadata/00001.json'")
-    path = PurePosixPath(entry)
+    path = PurePosixPath(entry.replace("\\", "/"))  # lists written on Windows; no id has a backslash
     if not entry.endswith(".json") or ".." in path.parts:
         raise InputError(f"{where}: entry {brief(entry)} is not of the form data/metadata/ID.json")
     return check_id(path.name.removesuffix(".json"), where)

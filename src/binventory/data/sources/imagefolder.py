@@ -12,7 +12,7 @@ from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import own_list_of_folder, read_file_list, take
 from binventory.data.sources.photo_tree import COUNT_NAME, PhotoFile, count_of, ids_of, list_photos
 from binventory.data.sources.s3 import is_s3, naming
-from binventory.data.text import id_of_name, printable
+from binventory.data.text import cell_text, id_of_name, printable
 from binventory.errors import InputError
 
 _TREE_HINT = "folders are named by quantity: 1/, 2/, …"
@@ -80,7 +80,8 @@ def _exported_groups(folder: Path) -> dict[str, str]:
         return {}
     try:
         with meta.open(newline="", encoding="utf-8", errors="replace") as file:
-            return {row["id"]: row["group"] for row in csv.DictReader(file) if row.get("id") and row.get("group")}
+            rows = [(row.get("id"), cell_text(row.get("group"))) for row in csv.DictReader(file)]
+            return {bin_id: group for bin_id, group in rows if bin_id and group}
     except csv.Error as error:
         raise InputError(f"{meta}: cannot be read as csv: {error}; mend or remove it") from error
 

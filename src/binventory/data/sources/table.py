@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
 from binventory.config.schema import S3Config
@@ -21,11 +22,12 @@ from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, places_of, read_file_list
 from binventory.data.sources.photo_tree import PhotoFile, fetch_uris, ids_of
 from binventory.data.sources.s3 import is_s3, naming, read_object
-from binventory.data.text import brief, id_of_name, printable
+from binventory.data.text import brief, cell_text, id_of_name, printable
 from binventory.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "quantity", "group", "id", "problem")
+WHOLE = re.compile(r"-?[0-9]+\.0+")
 MAX_SHOWN_CHARS = 300  # of what a message quotes
 MAX_ROWS = 20_000_000  # a Parquet file of a few KB can claim any number of equal rows
 
@@ -37,8 +39,8 @@ class TableRow:
     Attributes:
         id: the column `id`; without that column made of the path, see `ids_of`.
         location: the photo's absolute or S3 location; None in a row that has a problem instead of a path.
-        quantity: None when the cell is empty: unlabelled.
-        group: the column `group`.
+        quantity: None when the cell is missing: unlabelled.
+        group: the column `group`; None when the cell is missing: a group of its own.
         problem: why the row cannot be used: the column `problem` (an index has it), a bad quantity, or a file name that
             cannot be an id.
     """
@@ -70,9 +72,10 @@ class TableRows(PackedRows[TableRow]):
 class TableSource:
     """Reads a table. Paths are relative to the table's own folder, absolute, or S3 URIs, which are fetched.
 
-    Without an `id` column a bin's id is its photo's file name without the suffix where no other row has the same, else
-    the whole path with `__` for '/'. An empty quantity means unlabelled. Taken are the bins of `file_list` where one is
-    given, else all; of these the first `limit` by name. Arguments as in `Source`.
+    A cell that is null, blank or says `nan`, `None`, `NULL`, `NA` or the like is missing, in every column. Without an
+    `id` column a bin's id is its photo's file name without the suffix where no other row has the same, else the whole
+    path with `__` for '/'. A missing quantity means unlabelled, a missing group a group of its own. Taken are the bins
+    of `file_list` where one is given, else all; of these the first `limit` by name. Arguments as in `Source`.
     """
 
     def __init__(
@@ -116,18 +119,19 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
         raise InputError(f"{location}: has no rows; add one for each photo")
     columns = {name: Column[Any](table[name]) for name in COLUMNS if name in table.column_names}
     nothing = Column[None](pa.chunked_array([pa.nulls(table.num_rows)]))
-    paths = Texts[str | None](map(_text, columns["path"]))
+    paths = Texts[str | None](map(cell_text, columns["path"]))
     places = Texts[str | None](None if path is None else _resolve(path, location) for path in paths)
-    problems = Texts[str | None](map(_text, columns.get("problem", nothing)))
-    _check_paths(places, problems, "id" in columns, location)
+    problems = Texts[str | None](map(cell_text, columns.get("problem", nothing)))
+    _check_paths(places, columns["path"], problems, "id" in columns, location)
     if "id" in columns:
-        ids = Texts[str](_text(bin_id) or "" for bin_id in columns["id"])
-        _check_ids(ids, location)
+        ids = Texts[str](cell_text(bin_id) or "" for bin_id in columns["id"])
+        _check_ids(ids, columns["id"], location)
         made: Iterable[tuple[str, str | None]] = zip(ids, nothing, strict=True)
     else:
         with naming(location):
-            made = map(id_of_name, ids_of(Texts[str](path or "" for path in paths)))
-    cells = zip(columns.get("quantity", nothing), columns.get("group", nothing), strict=True)
+            names = Texts[str](_named(path or "", place or "") for path, place in zip(paths, places, strict=True))
+            made = map(id_of_name, ids_of(names))
+    cells = zip(columns.get("quantity", nothing), _groups(columns.get("group", nothing)), strict=True)
     return TableRows(
         _row(bin_id, place, quantity, group, problem or unusable)
         for (bin_id, unusable), place, (quantity, group), problem in zip(made, places, cells, problems, strict=True)
@@ -153,7 +157,16 @@ def _photo_of(row: TableRow, fetched: Mapping[str, PhotoFile]) -> tuple[Path | N
         return photo.path, row.problem or photo.error
     if _exists(row.location):
         return Path(row.location), row.problem
-    return None, row.problem or f"no photo at its path: {printable(row.location)}"
+    written = ", written as on Windows: give / for \\ and no drive" if "\\" in row.location else ""
+    return None, row.problem or f"no photo at its path{written}: {printable(row.location)}"
+
+
+def _named(path: str, place: str) -> str:
+    """Return by what a row's id is made: its path, with '/' where it is one of Windows and not a file's name here."""
+    if "\\" not in path or _exists(place):
+        return path
+    windows = PureWindowsPath(path)
+    return windows.relative_to(windows.anchor).as_posix()
 
 
 def _exists(path: str) -> bool:
@@ -164,11 +177,11 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _row(bin_id: str, place: str | None, quantity: object, group: object, problem: str | None) -> TableRow:
+def _row(bin_id: str, place: str | None, quantity: object, group: str | None, problem: str | None) -> TableRow:
     try:
-        return TableRow(bin_id, place, _quantity(quantity), _text(group), problem)
+        return TableRow(bin_id, place, _quantity(quantity), group, problem)
     except ValueError as error:
-        return TableRow(bin_id, place, None, _text(group), problem or str(error))
+        return TableRow(bin_id, place, None, group, problem or str(error))
 
 
 def _resolve(path: str, table: str) -> str:
@@ -191,7 +204,7 @@ def _read_table(location: str, s3: S3Config) -> pa.Table:
             if file.metadata.num_rows > MAX_ROWS:
                 raise InputError(f"{location}: has {file.metadata.num_rows:,} rows, at most {MAX_ROWS:,} are read")
             table = file.read(columns=[name for name in file.schema_arrow.names if name in COLUMNS])
-            table = pa.table({name: table[name].cast(pa.string()) for name in table.column_names})
+            table = pa.table({name: _as_text(table[name], name) for name in table.column_names})
         else:
             # all columns that are read are text: '01000' is an id, and must not come back as 1000
             convert = csv.ConvertOptions(column_types={name: pa.string() for name in COLUMNS})
@@ -223,14 +236,9 @@ def _read_bytes(location: str, s3: S3Config) -> bytes:
         raise InputError(f"{location}: {error}; check the path") from error
 
 
-def _text(value: object) -> str | None:
-    text = "" if value is None else str(value).strip()
-    return text or None
-
-
 def _quantity(value: object) -> int | None:
-    text = _text(value)
-    if text is None or text.lower() == "nan":
+    text = cell_text(value)
+    if text is None:
         return None
     # "3.0": how a column of whole numbers with gaps is written by many tools
     whole = re.fullmatch(r"([0-9]{1,9})(\.0*)?", text)
@@ -239,19 +247,43 @@ def _quantity(value: object) -> int | None:
     return int(whole[1])
 
 
-def _check_paths(paths: Texts[str | None], problems: Texts[str | None], has_ids: bool, location: str) -> None:
-    for number, (path, problem) in enumerate(zip(paths, problems, strict=True), start=1):
+def _as_text(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowNotImplementedError as error:
+        raise pa.ArrowInvalid(f"column {name!r} holds {column.type}; write it as text or numbers") from error
+
+
+def _groups(cells: Column[Any]) -> Iterator[str | None]:
+    """Give the groups of all rows. `3` and `3.0` are one group: of joined tables one had gaps, so floats."""
+    names = set(map(cell_text, pc.unique(cells.values).to_pylist()))
+    whole = {name: name.partition(".")[0] for name in names if name is not None and WHOLE.fullmatch(name)}
+    same = {name: number for name, number in whole.items() if number in names}
+    return (None if name is None else same.get(name, name) for name in map(cell_text, cells))
+
+
+def _found(cell: object) -> str:
+    return f" but {brief(cell)}, which stands for a missing value" if str(cell or "").strip() else ""
+
+
+def _check_paths(
+    paths: Texts[str | None], cells: Column[Any], problems: Texts[str | None], has_ids: bool, location: str
+) -> None:
+    for place, (path, problem) in enumerate(zip(paths, problems, strict=True)):
         if path is None and (problem is None or not has_ids):
-            raise InputError(f"{location}: row {number} has no path; fill it in or remove the row")
+            what = f"row {place + 1} has no path{_found(cells[place])}"
+            raise InputError(f"{location}: {what}; fill it in or remove the row")
     if twice := paths.repeated():
         first, second = (1 + place for place in twice)
         shown = printable(paths[twice[0]] or "", MAX_SHOWN_CHARS)
         raise InputError(f"{location}: rows {first} and {second} have the same path {shown}; remove one")
 
 
-def _check_ids(ids: Texts[str], location: str) -> None:
-    for number, bin_id in enumerate(ids, start=1):
-        check_id(bin_id, f"{location}: row {number}")
+def _check_ids(ids: Texts[str], cells: Column[Any], location: str) -> None:
+    for place, bin_id in enumerate(ids):
+        if not bin_id and (found := _found(cells[place])):
+            raise InputError(f"{location}: row {place + 1} has no id{found}; write another, or remove the column")
+        check_id(bin_id, f"{location}: row {place + 1}")
     if twice := ids.repeated():
         first, second = (1 + place for place in twice)
         raise InputError(f"{location}: rows {first} and {second} have the same id {ids[twice[0]]}; rename one")

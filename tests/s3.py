@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def upload(endpoint_url: str, bucket: str, folder: Path, prefix: str = "") -> No
             client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes(), ACL="public-read")
 
 
+def put(endpoint_url: str, bucket: str, key: str, body: bytes) -> None:
+    """Store an object under any key: client libraries tidy up paths."""
+    connection = http.client.HTTPConnection(urlsplit(endpoint_url).netloc)
+    encoded = "".join(f"%{byte:02X}" for byte in key.encode())
+    connection.request("PUT", f"/{bucket}/{encoded}", body, {"x-amz-acl": "public-read"})
+    assert connection.getresponse().status == 200, key
+    connection.close()
+
+
 def s3_client(endpoint_url: str) -> Any:
     """A client that may write, for setting a test up."""
     import boto3
@@ -100,6 +110,8 @@ class FaultProxy:
         faults: path ("/bucket/key") -> faults of its next GETs, one each: an HTTP status ("500", or "403 AccessDenied"
             with S3's code), "cut" (half the body, then the connection ends), "drop" (no answer), "hang" (half the body,
             then nothing until `release` is set).
+        answers: path -> body that takes the place of the server's, whose headers stay.
+        left_out: headers that are not passed on, in lower case.
         gets: path -> number of GETs. hanging: set once an answer hangs.
         delay_s: seconds that every body takes.
     """
@@ -107,6 +119,7 @@ class FaultProxy:
     def __init__(self, server_url: str) -> None:
         self.faults: dict[str, list[str]] = {}
         self.answers: dict[str, bytes] = {}
+        self.left_out: set[str] = set()
         self.gets: Counter[str] = Counter()
         self.hanging = threading.Event()
         self.release = threading.Event()
@@ -170,9 +183,12 @@ class FaultProxy:
     def _send(self, request: BaseHTTPRequestHandler, status: int, headers: Any, body: bytes, fault: str) -> None:
         request.send_response(status)
         for name, value in headers:
+            if name.lower() in self.left_out:
+                continue
             if name.lower() not in ("content-length", "connection", "transfer-encoding", "server", "date"):
                 request.send_header(name, value)
-        request.send_header("Content-Length", str(len(body)))
+        sizes = [value for name, value in headers if name.lower() == "content-length"]
+        request.send_header("Content-Length", sizes[0] if request.command == "HEAD" and sizes else str(len(body)))
         request.end_headers()
         if request.command == "HEAD":
             return
@@ -196,6 +212,30 @@ class FaultProxy:
         body = response.read()
         connection.close()
         return response.status, response.getheaders(), body
+
+
+@contextmanager
+def odd_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """Endpoint URL of a server on loopback that answers every GET and HEAD as `answer` does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):  # the client need not wait for the end
+                answer(self)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

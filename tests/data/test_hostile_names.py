@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,7 +22,7 @@ from tests.data import hostile
 from tests.data.hostile import HEALTHY, encode, photo, stated, truth, write_bucket
 from tests.data.test_hostile import facts, prepare
 from tests.data.test_prepare import config
-from tests.s3 import BINS, BUCKET, FaultProxy, s3_client, s3_config, upload
+from tests.s3 import BINS, BUCKET, FaultProxy, put, s3_client, s3_config, upload
 
 # File names (without the suffix) that a folder can hold and an id cannot
 STRANGE = [
@@ -125,15 +123,6 @@ EVIL_KEYS = [
     *("bin-images/.evil.jpg", "bin-images/...jpg", "bin-images/..jpg", "bin-images/\tevil.jpg"),
 ]
 EVIL_TREE = ["1/a.jpg", "1/../../evil.jpg", "2/a\\..\\evil.jpg", "../2/evil.jpg", "1//evil.jpg", "2/\tevil.jpg"]
-
-
-def put(endpoint_url: str, bucket: str, key: str, body: bytes) -> None:
-    """Store an object under any key: client libraries tidy up paths."""
-    connection = http.client.HTTPConnection(urlsplit(endpoint_url).netloc)
-    encoded = "".join(f"%{byte:02X}" for byte in key.encode())
-    connection.request("PUT", f"/{bucket}/{encoded}", body, {"x-amz-acl": "public-read"})
-    assert connection.getresponse().status == 200, key
-    connection.close()
 
 
 @pytest.fixture(scope="module")

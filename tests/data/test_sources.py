@@ -18,12 +18,14 @@ from pyarrow import parquet
 
 from binventory.config.schema import S3Config
 from binventory.data.index import build_index
+from binventory.data.inputs import list_inputs
 from binventory.data.sources import make_source
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, parse_file_list, read_file_list
 from binventory.data.sources.photo_tree import list_photos
+from binventory.data.sources.s3 import read_object
 from binventory.errors import ConfigError, InputError
-from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, s3_client, s3_config, upload
+from tests.s3 import BINS, BUCKET, FaultProxy, draw_bins, put, s3_client, s3_config, upload
 
 NO_S3 = s3_config("http://127.0.0.1:9")
 READERS = {
@@ -579,6 +581,114 @@ def test_table_on_s3_has_its_photos_beside_it(s3_server: str, tmp_path: Path) ->
     assert found.photo.is_file()
     with pytest.raises(InputError, match=r"s3://bins/none\.csv: no such object"):
         fetch("table", f"s3://{BUCKET}/none.csv", tmp_path, s3_config(s3_server))
+
+
+# Names as they stand
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        (" a.jpg", " a.jpg"),
+        ("a.jpg ", None),
+        ("a.jpg", "a.jpg"),
+        ("./a.jpg", "a.jpg"),
+        ("photos/../a.jpg", "a.jpg"),
+        ("a.jpg/", None),
+        ("a.jpg/.", None),
+        ("none/../a.jpg", None),
+        ("link/../b.jpg", "elsewhere/b.jpg"),
+        ("e\u0301.jpg", "e\u0301.jpg"),
+        ("\u00e9.jpg", None),
+        ("A.jpg", None),
+        ("%61.jpg", None),
+    ],
+)
+def test_path_of_a_table_is_that_file_or_none(tmp_path: Path, cell: str, found: str | None) -> None:
+    for name in ("a.jpg", " a.jpg", "b.jpg", "e\u0301.jpg", "elsewhere/b.jpg", "elsewhere/in/c.jpg", "photos/x.jpg"):
+        touch(tmp_path / name)
+    (tmp_path / "link").symlink_to("elsewhere/in")
+    (listed,) = fetch("table", write_table(tmp_path / "t.csv", f'path,quantity\n"{cell}",1\n')).bins
+    if found is None:
+        assert listed.photo is None
+        assert (listed.problem or "").startswith("no photo at its path: ")
+    else:
+        assert listed.photo is not None
+        assert listed.photo.samefile(tmp_path / found)
+
+
+def test_id_of_a_table_is_taken_as_it_stands(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    table = write_table(tmp_path / "t.csv", 'path,quantity,id\na.jpg,1," 7"\nb.jpg,2,7\n')
+    assert {found.id: found.quantity for found in fetch("table", table).bins} == {" 7": 1, "7": 2}
+
+
+def put_keys(endpoint_url: str, bucket: str, *keys: str) -> None:
+    """Store every key's own name under it."""
+    s3_client(endpoint_url).create_bucket(Bucket=bucket)
+    for key in keys:
+        put(endpoint_url, bucket, key, key.encode())
+
+
+def test_key_is_that_object_or_refused(s3_server: str, tmp_path: Path) -> None:
+    put_keys(
+        s3_server, "exact", *("lead.jpg", "/lead.jpg", " lead.jpg", "a/b.jpg", "a%2Fb.jpg", "e\u0301.jpg", "a+b.jpg")
+    )
+    s3 = s3_config(s3_server)
+    for key in ("lead.jpg", " lead.jpg", "a/b.jpg", "a%2Fb.jpg", "e\u0301.jpg", "a+b.jpg"):
+        (photo,) = list_inputs(f"s3://exact/{key}", s3, tmp_path)
+        assert photo.path is not None
+        assert photo.path.read_bytes() == key.encode()
+    for key in ("/lead.jpg", "a/../lead.jpg", "./lead.jpg", "a//b.jpg"):
+        with pytest.raises(InputError, match="cannot be a path on this machine"):
+            list_inputs(f"s3://exact/{key}", s3, tmp_path)
+    for key in ("\u00e9.jpg", "LEAD.jpg", "%6Cead.jpg", "a b.jpg"):
+        with pytest.raises(InputError, match="no such object"):
+            list_inputs(f"s3://exact/{key}", s3, tmp_path)
+    for key in ("lead.jpg ", "lead.jpg/", "a/b.jpg/"):
+        with pytest.raises(InputError, match="holds no photo"):
+            list_inputs(f"s3://exact/{key}", s3, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["bucket", "imagefolder"])
+@pytest.mark.parametrize("prefix", ["/", "//", "/deep", "deep//", "de//ep", "deep/.", "x/../deep"])
+def test_prefix_is_that_one_or_refused(s3_server: str, tmp_path: Path, layout: str, prefix: str) -> None:
+    put_keys(s3_server, "folders", "deep/1/a.jpg", "1/a.jpg", "deep/bin-images/a.jpg", "bin-images/a.jpg")
+    with pytest.raises(InputError, match=r"^data\.source: s3://folders/.*: the prefix cannot be a path"):
+        fetch(layout, f"s3://folders/{prefix}", tmp_path, s3_config(s3_server))
+
+
+@pytest.mark.parametrize("name", ["/list.json", "x/../list.json", "list.json/", "t.csv/"])
+def test_lists_and_tables_are_read_by_their_own_name(s3_server: str, tmp_path: Path, name: str) -> None:
+    put_keys(s3_server, "lists", "list.json", "t.csv")
+    touch(tmp_path / "list.json", tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"key has '\.', '\.\.' or empty parts"):
+        read_object(f"s3://lists/{name}", s3_config(s3_server))
+    if name.endswith("/"):
+        with pytest.raises(InputError, match="Not a directory"):
+            read_file_list(f"{tmp_path}/{name}")
+        with pytest.raises(InputError, match="Not a directory"):
+            fetch("table", f"{tmp_path}/t.csv/")
+
+
+def test_paths_of_a_table_on_s3_are_resolved_as_those_of_a_local_one(s3_server: str, tmp_path: Path) -> None:
+    keys = ("tab/rel.jpg", "photos/a.jpg", "tab/deep/b.jpg", "root.jpg", "tab/ c.jpg")
+    put_keys(s3_server, "tables", *keys)
+    cells = {
+        "./rel.jpg": "tab/rel.jpg",
+        "../photos/a.jpg": "photos/a.jpg",
+        "deep/../deep/./b.jpg": "tab/deep/b.jpg",
+        "../root.jpg": "root.jpg",
+        " c.jpg": "tab/ c.jpg",
+    }
+    refused = ["../../tables/photos/a.jpg", "../..", ".//d.jpg", "..//photos/e.jpg", "rel.jpg/", "deep/b.jpg/."]
+    lines = "".join(f'"{cell}",1,{number}\n' for number, cell in enumerate([*cells, *refused]))
+    put(s3_server, "tables", "tab/t.csv", f"path,quantity,id\n{lines}".encode())
+    bins = list(fetch("table", "s3://tables/tab/t.csv", tmp_path, s3_config(s3_server)).bins)
+    assert [found.photo.read_text() for found in bins if found.photo is not None] == list(cells.values())
+    assert [found.problem for found in bins if found.photo is None] == [
+        "the key cannot be a path on this machine"
+    ] * len(refused)
 
 
 # Choosing the reader

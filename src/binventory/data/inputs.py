@@ -15,6 +15,7 @@ from binventory.data.formats import is_other_picture, is_photo
 from binventory.data.metadata import MetadataError, read_metadata
 from binventory.data.sources.base import BinFiles
 from binventory.data.sources.bucket import LayoutBins, is_bucket_layout, list_bins, mirror_bins
+from binventory.data.sources.mirror import distrust
 from binventory.data.sources.photo_tree import (
     PhotoFile,
     PhotoTree,
@@ -24,7 +25,7 @@ from binventory.data.sources.photo_tree import (
     list_photos,
     looks_like_photo,
 )
-from binventory.data.sources.s3 import S3Connection, is_s3, naming, split_uri
+from binventory.data.sources.s3 import S3Connection, is_s3, naming, split_folder
 from binventory.data.sources.table import TABLE_SUFFIXES, photos_of, read_rows
 from binventory.data.summary import READ_SUFFIXES, not_taken_lines, reason_lines, reason_of
 from binventory.data.text import id_of_name
@@ -90,9 +91,9 @@ def _local(location: str, s3: S3Config, data_dir: str | Path) -> tuple[list[Inpu
         if is_bucket_layout(path):
             return _bins(list_bins(path))
         return _photos(list_photos(location, s3, data_dir))
-    if path.exists():
+    if path.exists() and not location.endswith("/"):
         return [InputPhoto(id_of_name(path.stem)[0], path)], ()
-    if glob.has_magic(location):
+    if glob.has_magic(location) and not location.endswith("/"):
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
         files = [match for match in found if not match.is_dir()]
         photos = [PhotoFile(match.as_posix(), match) for match in files if is_photo(match.name)]
@@ -107,10 +108,15 @@ def _remote(location: str, s3: S3Config, data_dir: str | Path) -> tuple[list[Inp
         if photo.path is None:
             raise InputError(photo.error or location)
         return [InputPhoto(id_of_name(photo.path.stem)[0], photo.path)], ()
-    bucket, prefix = split_uri(location)
+    bucket, prefix = split_folder(location)
     layout = f"{prefix}/bin-images".lstrip("/")
     if any(S3Connection(s3).list_objects(bucket, layout, recursive=False, page_keys=1)):
-        return _bins(mirror_bins(location, None, None, s3, data_dir))
+        mirrored = mirror_bins(location, None, None, s3, data_dir)
+        bins = list(mirrored.bins)
+        photos, not_taken = _bins(LayoutBins(iter(bins), mirrored.not_taken))
+        unreadable = {photo.id for photo in photos if photo.quantity_problem is not None}
+        distrust((found.metadata for found in bins if found.id in unreadable and found.metadata), data_dir)
+        return photos, not_taken
     return _photos(list_photos(location, s3, data_dir))
 
 

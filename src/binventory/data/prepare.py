@@ -24,10 +24,10 @@ from binventory.data.index import build_index
 from binventory.data.listing import PackedBins
 from binventory.data.scan import STATISTICS
 from binventory.data.sources import make_source
-from binventory.data.sources.base import Listing
+from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import read_file_list
-from binventory.data.sources.mirror import large_downloads
-from binventory.data.sources.s3 import naming
+from binventory.data.sources.mirror import distrust, large_downloads
+from binventory.data.sources.s3 import is_s3, naming, resolved
 from binventory.data.splits import TEST, TRAIN, VAL, check_no_empty_count, grouped_split, report_split, share_deviation
 from binventory.data.summary import Summary, examples_of, summarize
 from binventory.errors import ConfigError, InputError
@@ -123,6 +123,8 @@ def split_list_of(bins: IndexedBins, data: DataConfig, s3: S3Config) -> Mapping[
 
 def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: StagedPhotos | None = None) -> IndexedBins:
     """Fetch a source and read all of it, without splitting it. Raises as `prepare_bins`."""
+    if is_s3(data.source):
+        s3 = resolved(s3)
     with large_downloads(data.confirm_download):
         listing = make_source(data, s3, Path(paths.data_dir)).fetch()
     if not isinstance(listing.bins, PackedBins):
@@ -131,9 +133,10 @@ def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: Stage
         absent = f" ({len(listing.absent)} listed ones are absent)" if listing.absent else ""
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
     release_memory()
-    folder = Path(paths.cache_dir) / "index" / _source_key(data)
+    folder = Path(paths.cache_dir) / "index" / _source_key(data, s3.endpoint_url if is_s3(data.source) else None)
     with _writing(folder), locked(folder / "lock"):
         index, items = build_index(listing, folder / "scan.parquet", staged, data.num_workers)
+    distrust(_files_of_bad_bins(listing.bins, index), paths.data_dir)
     summary = summarize(
         index,
         source=data.source,
@@ -251,10 +254,17 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ConfigError(f"paths.cache_dir: {folder} cannot be written to ({reason}); name another folder") from error
 
 
-def _source_key(data: DataConfig) -> str:
+def _files_of_bad_bins(bins: Sequence[BinFiles], index: pa.Table) -> Iterator[Path]:
+    for place in np.flatnonzero(pc.is_valid(index["problem"]).to_numpy()).tolist():
+        files = bins[place]
+        yield from (path for path in (files.photo, files.metadata) if path is not None)
+
+
+def _source_key(data: DataConfig, server: str | None) -> str:
     location = str(Path(data.source).resolve()) if Path(data.source).exists() else data.source
     reader = OmegaConf.to_container(data.reader) if OmegaConf.is_config(data.reader) else data.reader
-    return _key({"source": location, "reader": reader, "file_list": data.file_list, "limit": data.limit})
+    parts = {"source": location, "reader": reader, "file_list": data.file_list, "limit": data.limit}
+    return _key(parts if server is None else parts | {"server": server})  # of AWS's the key is as it was
 
 
 def _split_key(data: DataConfig) -> str:

@@ -33,7 +33,7 @@ def read_head(path: Path, num_bytes: int) -> bytes:
         os.close(descriptor)
 
 
-def read_limited(path: Path, max_bytes: int) -> bytes:
+def read_limited(path: str | Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from binventory.config.capture import load_plain, one_line, save_config
-from binventory.data.sources.s3 import ObjectError, is_s3, split_uri
+from binventory.data.sources.s3 import ObjectError, is_s3, split_folder
 from binventory.data.text import printable
 from binventory.errors import InputError
 from binventory.files import write_json, write_text
@@ -82,7 +82,7 @@ def _fetch(aws: Aws, record: JobRecord, target: Path) -> Path | None:
     if fetch_output(uri, target, aws.s3()) and (target / RUN).is_dir():
         return target / RUN
     shutil.rmtree(target, ignore_errors=True)
-    bucket, prefix = split_uri(record.checkpoints)
+    bucket, prefix = split_folder(record.checkpoints)
     return fetch_folder(S3Folder(aws.s3(), bucket, prefix), RUN, target)
 
 

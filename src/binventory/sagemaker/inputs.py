@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from binventory.config.cross_checks import WEIGHT_FILES
 from binventory.data.prepare import index_bins, split_bins, split_list_of
 from binventory.data.sources.file_list import FILE_LIST_NAME, REPORT_LIST, file_list_bytes, parse_file_list
-from binventory.data.sources.s3 import is_s3, naming
+from binventory.data.sources.s3 import is_s3, naming, split_folder
 from binventory.data.sources.web import is_url
 from binventory.errors import ConfigError
 from binventory.sagemaker.bucket import S3Folder
@@ -122,11 +122,13 @@ class InputSender:
 
     def _uploaded(self, data: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
         """What `sagemaker upload` left, which is meant to be mounted; None: another place, e.g. the public bucket."""
-        uri, _, name = data["source"].rpartition("/") if data["reader"]["_target_"] == READERS["table"] else (
-            data["source"].rstrip("/"), "", "")  # fmt: skip
-        if uri == "s3:/":
-            return None
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        bucket, prefix = split_folder(data["source"])
+        name = ""
+        if data["reader"]["_target_"] == READERS["table"]:
+            if data["source"].endswith("/"):
+                return None  # names no table, as the job will find
+            prefix, _, name = prefix.rpartition("/")
+        uri = f"s3://{bucket}/{prefix}"
         there = S3Folder(self._folder.connection, bucket, prefix)
         if not prefix or there.read(MARKER, 1 << 20) is None:
             return None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from binventory.config.capture import one_line
-from binventory.data.sources.s3 import StoppedError, split_uri
+from binventory.data.sources.s3 import split_folder
+from binventory.data.sources.watch import StoppedError
 from binventory.errors import UserError
 from binventory.files import write_text
 from binventory.launch.runner import EXIT_FAILED
@@ -177,7 +178,7 @@ class TrainingJobs:
             folder.write_status("running")
         if (folder.path / PRUNE_REQUEST).exists():
             self.stop(job)
-        bucket, prefix = split_uri(job.record.checkpoints)
+        bucket, prefix = split_folder(job.record.checkpoints)
         rows = S3Folder(self._aws.s3(), bucket, prefix).read(f"{RUN}/{METRICS}", MAX_CSV_BYTES)
         if rows:
             write_text(folder.path / METRICS, rows.decode("utf-8", "replace"))

@@ -61,8 +61,10 @@ def check_s3_uri(s3_uri: str) -> tuple[str, str]:
     if not s3_uri.startswith(SCHEME):
         raise ConfigError(f"s3_uri={s3_uri[:200]}: is no S3 URI; write s3://BUCKET or s3://BUCKET/PREFIX")
     bucket, prefix = split_uri(s3_uri)
-    bad = next((part for part in prefix.split("/") if part in (".", "..")), None)
-    if bad is not None or "//" in prefix or not prefix.isprintable() or "\\" in prefix:
+    key = prefix
+    prefix = key.removesuffix("/")
+    is_plain = not key or not {"", ".", ".."}.intersection(prefix.split("/"))
+    if not is_plain or not prefix.isprintable() or "\\" in prefix:
         raise ConfigError(f"s3_uri={s3_uri[:200]!r}: the prefix must be names with single slashes between them")
     if len(s3_uri) > MAX_URI_CHARS - 200:
         raise ConfigError(f"s3_uri={s3_uri[:60]}…: {len(s3_uri)} characters; S3 takes {MAX_URI_CHARS} with our names")

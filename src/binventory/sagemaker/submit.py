@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binventory.config.targets import ALLOW_VARIABLE
-from binventory.data.sources.s3 import split_uri
+from binventory.data.sources.s3 import split_folder
 from binventory.errors import ConfigError
 from binventory.files import write_text
 from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
@@ -88,7 +88,7 @@ class Launch:
     def __init__(self, settings: LaunchSettings, aws: Aws, sweep: str, logger: str | None) -> None:
         assert settings.s3_uri is not None
         self._settings, self._aws, self._sweep = settings, aws, sweep
-        bucket, prefix = split_uri(settings.s3_uri)
+        bucket, prefix = split_folder(settings.s3_uri)
         self.folder = S3Folder(aws.s3(), bucket, prefix, settings.kms_key_id)
         self.prefix = sweep_uri(settings.s3_uri, sweep)
         self._image = settings.image_uri or default_image(aws.region, settings.instance_type)
@@ -186,7 +186,7 @@ class Launch:
 
     def send_files(self, submission: Submission) -> None:
         """Send what is on a job's own channel. Raises InputError."""
-        _, folder = split_uri(submission.places.job)
+        _, folder = split_folder(submission.places.job)
         own = replace(self.folder, folder=folder)
         with naming_node(NODE):
             for name, content in submission.files.items():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from binventory.config.schema import S3Config
 from binventory.data.sources.progress import DownloadProgress
-from binventory.data.sources.s3 import SCHEME, S3Connection, StoppedError
+from binventory.data.sources.s3 import SCHEME, S3Connection
+from binventory.data.sources.watch import StoppedError
+from binventory.data.sources.workers import in_parallel
 from binventory.sagemaker.bucket import S3Folder, naming_node
 from binventory.sagemaker.dataset import Dataset, DatasetObject
 from binventory.sagemaker.names import check_s3_uri
@@ -107,33 +108,12 @@ def _in_parallel(
     interrupt: threading.Event,
     max_concurrency: int,
 ) -> None:
-    """Threads that draw from one iterator; the first failure ends them all, since the upload can be taken up again."""
-    waiting, lock = iter(objects), threading.Lock()
+    """Bring all; the first failure ends it, since the upload can be taken up again."""
+    with DownloadProgress(f"upload to {result.uri}", len(objects)) as progress:
 
-    def work() -> None:
-        while not stop.is_set():
-            with lock:
-                entry = next(waiting, None)
-            if entry is None:
-                return
-            try:
-                bring(entry)
-            except StoppedError:
-                return
+        def look() -> None:
+            if interrupt is not stop and interrupt.is_set():
+                raise StoppedError
+            progress.show(result.sent + result.present, result.sent_bytes)
 
-    num_threads = min(max_concurrency, len(objects))
-    with (
-        DownloadProgress(f"upload to {result.uri}", len(objects)) as progress,
-        ThreadPoolExecutor(num_threads, thread_name_prefix="s3") as threads,
-    ):
-        try:
-            running = {threads.submit(work) for _ in range(num_threads)}
-            while running:
-                done, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                if interrupt.is_set():
-                    raise StoppedError
-                progress.show(result.sent + result.present, result.sent_bytes)
-        finally:  # also on Ctrl-C: leaving the pool waits for the threads
-            stop.set()
+        in_parallel(objects, bring, min(max_concurrency, len(objects)), stop, look)

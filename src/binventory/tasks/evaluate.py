@@ -11,7 +11,7 @@ import torch
 
 from binventory.config.schema import EvaluateConfig
 from binventory.data.inputs import InputPhoto, list_inputs, record_warnings
-from binventory.data.sources.mirror import large_downloads
+from binventory.data.sources.mirror import distrust, large_downloads
 from binventory.errors import InputError
 from binventory.files import write_json
 from binventory.metrics.counting import CountingMetrics
@@ -47,6 +47,8 @@ def run(config: EvaluateConfig, run_dir: Path) -> float:
         prediction_row(photo.id, str(photo.path or ""), photo.quantity, probabilities, bundle.counts, error)
         for photo, (probabilities, error) in zip(photos, scored, strict=True)
     ]
+    unread = (photo.path for photo, (_, error) in zip(photos, scored, strict=True) if error is not None and photo.path)
+    distrust(unread, config.paths.data_dir)
     write_csv(run_dir / "predictions.csv", rows, bundle.counts)
     pairs = [(photo.quantity, found) for photo, (found, _) in zip(photos, scored, strict=True) if found is not None]
     if not pairs:

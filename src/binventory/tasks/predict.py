@@ -14,7 +14,7 @@ from rich.table import Table
 
 from binventory.config.schema import PredictConfig
 from binventory.data.inputs import list_inputs, record_warnings
-from binventory.data.sources.mirror import large_downloads
+from binventory.data.sources.mirror import distrust, large_downloads
 from binventory.errors import InputError
 from binventory.files import atomic_path
 from binventory.reports.contact_sheet import save_contact_sheet
@@ -46,6 +46,8 @@ def run(config: PredictConfig, run_dir: Path) -> int:
         prediction_row(photo.id, str(photo.path or ""), photo.quantity, probabilities, bundle.counts, error)
         for photo, (probabilities, error) in zip(photos, scored, strict=True)
     ]
+    unread = (photo.path for photo, (_, error) in zip(photos, scored, strict=True) if error is not None and photo.path)
+    distrust(unread, config.paths.data_dir)
     write_csv(run_dir / "predictions.csv", rows, bundle.counts)
     _write_parquet(run_dir / "predictions.parquet", rows, bundle.counts)
     read = [row for row in rows if row["error"] is None]

@@ -16,7 +16,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import one_line
-from binventory.data.sources.s3 import StoppedError
+from binventory.data.sources.watch import StoppedError
 from binventory.errors import ConfigError, InputError, UserError
 from binventory.launch.composing import Composer, launch_all
 from binventory.launch.handle import JobHandle

@@ -23,7 +23,16 @@ from binventory.data.sources.file_list import (
 from binventory.data.sources.mirror import Outcome, RemoteFile, download, target_of
 from binventory.data.sources.photo_tree import looks_like_photo
 from binventory.data.sources.progress import counted
-from binventory.data.sources.s3 import S3Connection, S3Object, is_s3, mirror_folder, naming, read_object, split_uri
+from binventory.data.sources.s3 import (
+    S3Connection,
+    S3Object,
+    is_s3,
+    mirror_folder,
+    naming,
+    read_object,
+    resolved,
+    split_folder,
+)
 from binventory.data.summary import not_taken_lines
 from binventory.data.text import MADE_ID, id_of_name
 from binventory.errors import InputError
@@ -107,7 +116,8 @@ def mirror_bins(
     Raises:
         InputError: the bucket cannot be reached, listed or written to disk.
     """
-    bucket, prefix = split_uri(location)
+    bucket, prefix = split_folder(location)
+    s3 = resolved(s3)
     if prefix and target_of(bucket, prefix, s3, data_dir) is None:
         raise InputError(
             f"{location}: the prefix cannot be a path on this machine; name one without '.' and '..' parts"
@@ -150,14 +160,14 @@ class _Place:
     def key(self, folder: str, name: str = "") -> str:
         return "/".join(part for part in (self.prefix, folder, name) if part)
 
-    def photo(self, name: str, size_bytes: int | None = None) -> RemoteFile:
-        return self._file(self.key(PHOTOS, name), size_bytes)
+    def photo(self, name: str, there: S3Object | None = None) -> RemoteFile:
+        return self._file(self.key(PHOTOS, name), there)
 
-    def metadata(self, bin_id: str, size_bytes: int | None = None) -> RemoteFile:
-        return self._file(self.key(METADATA, bin_id + METADATA_SUFFIX), size_bytes)
+    def metadata(self, bin_id: str, there: S3Object | None = None) -> RemoteFile:
+        return self._file(self.key(METADATA, bin_id + METADATA_SUFFIX), there)
 
-    def _file(self, key: str, size_bytes: int | None) -> RemoteFile:
-        return RemoteFile(self.bucket, key, self.folder / key, size_bytes)
+    def _file(self, key: str, there: S3Object | None) -> RemoteFile:
+        return RemoteFile(self.bucket, key, self.folder / key, there)
 
 
 _Pair = tuple[RemoteFile | None, RemoteFile | None]
@@ -169,18 +179,18 @@ class _Part:
     def __init__(self, is_part: Callable[[str], bool]) -> None:
         self.is_part = is_part
         self.names: dict[str, str] = {}  # by id
-        self.sizes: dict[str, int] = {}
+        self.there: dict[str, S3Object] = {}
         self.not_taken: list[str] = []
         self._problems: dict[str, str] = {}
         self._twice: dict[str, set[str]] = defaultdict(set)
 
-    def add(self, name: str, size_bytes: int | None = None) -> None:
+    def add(self, name: str, there: S3Object | None = None) -> None:
         bin_id, problem = id_of_name(name.rpartition(".")[0])
         if bin_id in self.names:
             self._twice[bin_id] |= {self.names[bin_id], name}
         self.names[bin_id] = name
-        if size_bytes is not None:
-            self.sizes[bin_id] = size_bytes
+        if there is not None:
+            self.there[bin_id] = there
         if problem is not None:
             self._problems[bin_id] = problem
 
@@ -212,11 +222,11 @@ def _list_remote(
         # one key more than the limit: it tells whether the last id has another photo
         page_keys = 1000 if limit is None else limit + 1
         listed = connection.list_objects(place.bucket, place.key(folder), recursive=False, page_keys=page_keys)
-        for name, size_bytes in _names(counted(listed, f"s3://{place.bucket}/{place.key(folder)}")):
+        for name, entry in _names(counted(listed, f"s3://{place.bucket}/{place.key(folder)}")):
             if part.is_part(name):
                 if len(part.names) == limit and id_of_name(name.rpartition(".")[0])[0] not in part.names:
                     break
-                part.add(name, size_bytes)
+                part.add(name, entry)
             elif part is photos and is_other_picture(name):
                 photos.not_taken.append(name)
     if not photos.names and not metadata.names:
@@ -228,8 +238,8 @@ def _list_remote(
     problems = {bin_id: problem for bin_id in ids if (problem := photos.problem(bin_id) or metadata.problem(bin_id))}
     files: dict[str, _Pair] = {}
     for bin_id in ids:
-        photo = None if (one := photos.name(bin_id)) is None else place.photo(one, photos.sizes[bin_id])
-        about = None if bin_id not in metadata.names else place.metadata(bin_id, metadata.sizes[bin_id])
+        photo = None if (one := photos.name(bin_id)) is None else place.photo(one, photos.there[bin_id])
+        about = None if bin_id not in metadata.names else place.metadata(bin_id, metadata.there[bin_id])
         files[bin_id] = (None, None) if bin_id.startswith(MADE_ID) else (photo, about)
     return files, problems, photos.not_taken
 
@@ -242,18 +252,18 @@ def _other_photos(
     starts = [f"{bin_id}." for bin_id in ids] if len(ids) <= MAX_LISTINGS else [""]
     for start in starts:
         listed = connection.list_objects(place.bucket, place.key(PHOTOS), recursive=False, name_start=start)
-        for name, size_bytes in _names(counted(listed, f"s3://{place.bucket}/{place.key(PHOTOS)}")):
+        for name, entry in _names(counted(listed, f"s3://{place.bucket}/{place.key(PHOTOS)}")):
             if is_photo(name) and name.rpartition(".")[0] in sought:
-                photos.add(name, size_bytes)
+                photos.add(name, entry)
     found = {
-        bin_id: None if photos.name(bin_id) is None else place.photo(name, photos.sizes[bin_id])
+        bin_id: None if photos.name(bin_id) is None else place.photo(name, photos.there[bin_id])
         for bin_id, name in photos.names.items()
     }
     return found, {bin_id: problem for bin_id in found if (problem := photos.problem(bin_id))}
 
 
-def _names(listed: Iterable[S3Object]) -> Iterator[tuple[str, int]]:
-    return ((entry.key.rpartition("/")[2], entry.size_bytes) for entry in listed)
+def _names(listed: Iterable[S3Object]) -> Iterator[tuple[str, S3Object]]:
+    return ((entry.key.rpartition("/")[2], entry) for entry in listed)
 
 
 def _bin_files(
@@ -287,7 +297,7 @@ def _part_of(folder: Path, part: _Part) -> _Part:
 
 
 def _own_list(location: str, s3: S3Config) -> dict[str, int] | None:
-    bucket, prefix = split_uri(location)
+    bucket, prefix = split_folder(location)
     uri = f"s3://{'/'.join(part for part in (bucket, prefix, FILE_LIST_NAME) if part)}"
     data = read_object(uri, s3)
     return None if data is None else parse_file_list(data, uri)

@@ -48,7 +48,7 @@ def file_list_bytes(name: str, s3: S3Config | None = None) -> bytes:
         return read_url(name, MAX_LIST_BYTES)
     if not is_s3(name):
         try:
-            return read_limited(Path(name), MAX_LIST_BYTES)
+            return read_limited(name, MAX_LIST_BYTES)
         except UnreadableError as error:
             raise InputError(f"file list {name}: {error}") from error
     if s3 is None:

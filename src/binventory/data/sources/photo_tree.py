@@ -14,7 +14,7 @@ from binventory.data.columns import Texts
 from binventory.data.formats import HEAD_BYTES, SYSTEM_FOLDERS, format_of, is_other_picture, is_photo
 from binventory.data.reading import read_head
 from binventory.data.sources.mirror import RemoteFile, download, target_of
-from binventory.data.sources.s3 import S3Connection, is_s3, split_uri
+from binventory.data.sources.s3 import S3Connection, is_s3, resolved, split_folder, split_uri
 from binventory.data.text import printable
 from binventory.errors import InputError
 
@@ -96,6 +96,9 @@ def fetch_uris(uris: list[str], s3: S3Config, data_dir: str | Path, title: str) 
     Raises:
         InputError: a bucket cannot be read at all.
     """
+    if not uris:
+        return {}
+    s3 = resolved(s3)
     found: dict[str, PhotoFile] = {}
     files: dict[str, RemoteFile] = {}
     for uri in uris:
@@ -109,7 +112,8 @@ def fetch_uris(uris: list[str], s3: S3Config, data_dir: str | Path, title: str) 
 
 
 def _fetch_tree(location: str, s3: S3Config, data_dir: str | Path) -> PhotoTree:
-    bucket, prefix = split_uri(location)
+    bucket, prefix = split_folder(location)
+    s3 = resolved(s3)
     refused: list[PhotoFile] = []
     not_taken: list[str] = []
     files: dict[str, RemoteFile] = {}
@@ -122,7 +126,7 @@ def _fetch_tree(location: str, s3: S3Config, data_dir: str | Path) -> PhotoTree:
         if target is None:
             refused.append(PhotoFile(name, None, "the key cannot be a path on this machine"))
         else:
-            files[name] = RemoteFile(bucket, entry.key, target, entry.size_bytes)
+            files[name] = RemoteFile(bucket, entry.key, target, entry)
     return PhotoTree(refused + list(_download(files, s3, data_dir, location).values()), not_taken)
 
 

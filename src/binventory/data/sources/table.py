@@ -21,7 +21,7 @@ from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limite
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, places_of, read_file_list
 from binventory.data.sources.photo_tree import PhotoFile, fetch_uris, ids_of
-from binventory.data.sources.s3 import is_s3, naming, read_object
+from binventory.data.sources.s3 import SCHEME, is_s3, naming, read_object, split_uri
 from binventory.data.text import brief, cell_text, id_of_name, printable
 from binventory.errors import InputError
 
@@ -119,12 +119,12 @@ def read_rows(location: str, s3: S3Config, required: Iterable[str] = ("path",)) 
         raise InputError(f"{location}: has no rows; add one for each photo")
     columns = {name: Column[Any](table[name]) for name in COLUMNS if name in table.column_names}
     nothing = Column[None](pa.chunked_array([pa.nulls(table.num_rows)]))
-    paths = Texts[str | None](map(cell_text, columns["path"]))
+    paths = Texts[str | None](map(_exact, columns["path"]))
     places = Texts[str | None](None if path is None else _resolve(path, location) for path in paths)
     problems = Texts[str | None](map(cell_text, columns.get("problem", nothing)))
     _check_paths(places, columns["path"], problems, "id" in columns, location)
     if "id" in columns:
-        ids = Texts[str](cell_text(bin_id) or "" for bin_id in columns["id"])
+        ids = Texts[str](_exact(bin_id) or "" for bin_id in columns["id"])
         _check_ids(ids, columns["id"], location)
         made: Iterable[tuple[str, str | None]] = zip(ids, nothing, strict=True)
     else:
@@ -171,7 +171,7 @@ def _named(path: str, place: str) -> str:
 
 def _exists(path: str) -> bool:
     try:
-        Path(path).stat()
+        os.stat(path)  # noqa: PTH116  for pathlib `a.jpg/` is `a.jpg`
     except (OSError, ValueError):  # a cell may hold what can be no path at all
         return False
     return True
@@ -188,8 +188,33 @@ def _resolve(path: str, table: str) -> str:
     if is_s3(path):
         return path
     if is_s3(table) and not path.startswith("/"):
-        return f"{table.rpartition('/')[0]}/{path}"
-    return os.path.normpath(Path(table).parent / path)
+        return _resolve_key(path, table)
+    joined = os.path.join(os.path.dirname(table), path)  # noqa: PTH118, PTH120  for pathlib `a.jpg/` is `a.jpg`
+    place = os.path.normpath(joined)
+    if ".." in path.split("/") and not _are_same(place, joined):
+        return joined  # `link/..` is the folder that holds what the link leads to
+    return f"{place}/" if path.endswith(("/", "/.")) else place
+
+
+def _are_same(path: str, other: str) -> bool:
+    """Whether two paths lead to one file, or to none."""
+    if _exists(path) and _exists(other):
+        return os.path.samefile(path, other)  # noqa: PTH121
+    return _exists(path) == _exists(other)
+
+
+def _resolve_key(path: str, table: str) -> str:
+    """Resolve a path beside a table on S3 as one beside a local table; one above the bucket stays as it is, no key."""
+    bucket, key = split_uri(table)
+    parts = key.split("/")[:-1]
+    if "" in path.split("/") or path.endswith("/."):
+        return f"{SCHEME}{bucket}/{'/'.join([*parts, path])}"
+    for part in path.split("/"):
+        if part == ".." and parts:
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+    return f"{SCHEME}{bucket}/{'/'.join(parts)}"
 
 
 def _read_table(location: str, s3: S3Config) -> pa.Table:
@@ -231,9 +256,14 @@ def _read_bytes(location: str, s3: S3Config) -> bytes:
             raise InputError(f"{location}: no such object; check the bucket and the key")
         return data
     try:
-        return read_limited(Path(location), MAX_LIST_BYTES)
+        return read_limited(location, MAX_LIST_BYTES)
     except UnreadableError as error:
         raise InputError(f"{location}: {error}; check the path") from error
+
+
+def _exact(value: object) -> str | None:
+    """A name as it stands: ` a.jpg` and `a.jpg` are two files."""
+    return None if cell_text(value) is None else str(value)
 
 
 def _quantity(value: object) -> int | None:

@@ -116,6 +116,20 @@ def test_kinds_of_pixels(order: str, compression: int, pack: Callable[[bytes], b
     np.testing.assert_array_equal(decoded(write(turned, [pack(PIXELS.tobytes())], order)), upright)
 
 
+def with_a_second_page(subfile: int) -> bytes:
+    data = write(tags([8] * 3, 2), [PIXELS.tobytes()])
+    (first,) = struct.unpack_from("<I", data, 4)
+    link = first + 2 + 12 * struct.unpack_from("<H", data, first)[0]
+    page = struct.pack("<H", 1) + struct.pack("<HHII", 254, 4, 1, subfile) + bytes(4)
+    return data[:link] + struct.pack("<I", len(data)) + data[link + 4 :] + page
+
+
+def test_smaller_copies_of_the_photo_are_passed_over() -> None:
+    np.testing.assert_array_equal(decoded(with_a_second_page(1)), PIXELS)
+    with pytest.raises(PhotoError, match="several pages"):
+        decoded(with_a_second_page(0))
+
+
 RGB = tags((8, 8, 8), 2)
 BYTES = PIXELS.tobytes()
 

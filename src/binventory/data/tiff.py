@@ -9,6 +9,7 @@ from typing import NamedTuple
 from binventory.data.containers import MAX_PIXELS, MAX_SIDE, ContainerError, check_jpeg, check_size, corrupt
 
 MAX_TAGS = 1000
+MAX_COPIES = 16
 MAX_PARTS = 2**17  # strips or tiles: 100 megapixels in tiles of 32 x 32
 MAX_SAMPLES = 8
 MAX_TILE_PIXELS = 2**20  # or four times the photo's: a tile may be larger than the photo
@@ -66,9 +67,9 @@ def check_tiff(data: bytes) -> bytes:
     """
     layout = _Layout("<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+"))
     try:
-        entries, following = _directory(data, layout)
-        if following:
-            raise ContainerError("several pages: a photo has one")
+        (first,) = struct.unpack_from(layout.offset, data, 8 if layout.is_big else 4)
+        entries, following = _directory(data, layout, first)
+        _check_following(data, layout, following)
         tags = {tag: _numbers(entry, layout) for tag, entry in entries.items()}
         _check_pixels(tags)
         _check_parts(data, tags)
@@ -82,9 +83,19 @@ def check_tiff(data: bytes) -> bytes:
     return b"".join((head, memoryview(data)[len(head) :], b"\0" * (len(data) % 2), directory))
 
 
-def _directory(data: bytes, layout: _Layout) -> tuple[dict[int, _Entry], int]:
-    """Return the first directory's known tags by number, and where the next directory is."""
-    (position,) = struct.unpack_from(layout.offset, data, 8 if layout.is_big else 4)
+def _check_following(data: bytes, layout: _Layout, following: int) -> None:
+    """Refuse further pages but for smaller copies of the first, as some programs store them."""
+    for _ in range(MAX_COPIES):
+        if not following:
+            return
+        entries, following = _directory(data, layout, following)
+        if SUBFILE not in entries or not _numbers(entries[SUBFILE], layout)[0] & 1:
+            break
+    raise ContainerError("several pages: a photo has one")
+
+
+def _directory(data: bytes, layout: _Layout, position: int) -> tuple[dict[int, _Entry], int]:
+    """Return the known tags by number of the directory at a position, and where the next directory is."""
     (num_tags,) = struct.unpack_from(layout.num_tags, data, position)
     if num_tags > MAX_TAGS:
         raise ContainerError(f"too many tags: {num_tags}, at most {MAX_TAGS}")

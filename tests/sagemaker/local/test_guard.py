@@ -160,6 +160,12 @@ def test_lengths(lab: Lab, service: str) -> None:
     assert send(url, method, path, signed, b"{}")[0] == 200, "it serves on"
 
 
+def test_a_call_of_another_service_at_sagemakers_port_is_refused_at_once(lab: Lab) -> None:
+    signed = signed_headers(lab.plane.keys, "POST", f"{lab.plane.url}/", b"{}", {}, "s3")
+    assert send(lab.plane.url, "POST", "/", signed, b"{}")[0] == 400
+    assert send(lab.plane.url, "POST", "/", signed | {"Content-Length": str(MAX_BODY_BYTES + 1)}, b"{}")[0] == 413
+
+
 def test_what_a_client_with_other_keys_is_told(lab: Lab) -> None:
     for keys, s3_code, code in [
         (("local", "local"), "InvalidAccessKeyId", "UnrecognizedClientException"),

@@ -191,12 +191,12 @@ def _opened(pack: Pack, make_room: Callable[[], object] | None) -> Iterator[int]
     """Open the file of the rows at its full size; what it held stays. One that is mapped is left, for a copy of it."""
     was_there = pack.path.exists()
     descriptor = os.open(pack.path, WRITE_FLAGS, 0o644)
-    if is_mapped(descriptor):
+    if is_mapped(descriptor, unknown=True):
         os.close(descriptor)
         with atomic_path(pack.path) as temporary:
             shutil.copyfile(pack.path, temporary)
         descriptor = os.open(pack.path, WRITE_FLAGS, 0o644)
-        is_mapped(descriptor)
+        is_mapped(descriptor, unknown=True)
     try:
         try:
             # now, and not in the middle: a full disk is known before any work is done

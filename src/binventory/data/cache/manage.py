@@ -107,7 +107,7 @@ def _remove(folder: Path, latest: datetime) -> str | None:
         if not is_free:
             return "it is being built"
         with _rows(folder) as descriptors:
-            if any(is_mapped(descriptor) for descriptor in descriptors):
+            if any(is_mapped(descriptor, unknown=False) for descriptor in descriptors):
                 return "a run reads it"
             now = _look_at(folder, _kind_of(folder))
             if now is None or (now.size_bytes and now.last_used > latest):

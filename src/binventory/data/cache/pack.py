@@ -241,9 +241,12 @@ class Pack:
         return meta
 
 
-def is_mapped(descriptor: int) -> bool:
-    """Return whether another open file of a pack's rows may be mapped. Else none will be while this one is open."""
-    return not _lease(descriptor, fcntl.LOCK_EX, default=False)
+def is_mapped(descriptor: int, *, unknown: bool) -> bool:
+    """Return whether another open file of a pack's rows is mapped; `unknown` where the file system cannot tell.
+
+    If not, none will be while this one is open.
+    """
+    return not _lease(descriptor, fcntl.LOCK_EX, default=not unknown)
 
 
 def _lease(descriptor: int, kind: int, *, default: bool = True) -> bool:

@@ -70,11 +70,12 @@ class _Signed:
 class GuardedHandler(BaseHTTPRequestHandler):
     """Turns away, with 403 and before anything of it is looked at, what is not signed with `keys`.
 
-    A subclass sets `keys`. The methods that answer see a whole body of known length in `rfile`, or S3's, which is read
-    as it comes.
+    A subclass sets `keys`. The methods that answer see a body of known length in `rfile`: the whole of it, but for
+    S3's, which is read as it comes and may have `max_object_bytes`.
     """
 
     keys: Keys
+    max_object_bytes = MAX_BODY_BYTES
 
     def setup(self) -> None:
         """Read through what keeps time: a client may send a byte now and then."""
@@ -114,7 +115,7 @@ class GuardedHandler(BaseHTTPRequestHandler):
         signed = _read_authorization(headers, self.keys)
         if signed.is_s3:  # of its body the hash is signed
             _check_signature(self.keys, signed, self.command, self.path, headers, None)
-        length = _length(headers, MAX_OBJECT_BYTES if signed.is_s3 else MAX_BODY_BYTES)
+        length = _length(headers, self.max_object_bytes if signed.is_s3 else MAX_BODY_BYTES)
         self._timed.allow(BODY_S + length / MIN_BYTES_PER_S)
         if "Expect" in headers:
             del headers["Expect"]

@@ -9,7 +9,7 @@ import sys
 import threading
 
 from binventory.errors import ConfigError
-from binventory.sagemaker.local.guard import GuardedHandler, Keys
+from binventory.sagemaker.local.guard import MAX_OBJECT_BYTES, GuardedHandler, Keys
 
 
 class MotoServer:
@@ -52,6 +52,7 @@ def main() -> None:
 
     class Handler(GuardedHandler, MotoRequestHandler):
         keys = Keys(*json.loads(sys.stdin.readline()))
+        max_object_bytes = MAX_OBJECT_BYTES
 
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)

@@ -277,7 +277,7 @@ class _Handler(GuardedHandler):
 
     def _body(self) -> Any:
         try:
-            body = json.loads(self.rfile.read() or b"{}")
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         except ValueError as error:
             raise ServiceError("SerializationException", f"The request is not JSON: {error}") from error
         if not isinstance(body, dict):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Callable
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -20,9 +22,35 @@ app.add_typer(cache_app, name="cache")
 # Hydra reads what follows the subcommand: overrides and its own flags such as --cfg job.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
+
+def _path_of(name: str) -> Callable[[Any], Path]:
+    """Return what reads the path of an option or argument: never empty, and `~` is the home, as in config keys."""
+
+    def read(said: Any) -> Path:
+        from binventory.config.paths import as_path
+        from binventory.errors import ConfigError
+        from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+
+        if isinstance(said, Path):  # a default
+            return said
+        try:
+            return Path(as_path(name, said))
+        except ConfigError as error:
+            report_user_error(error)
+            raise typer.Exit(EXIT_USER_ERROR) from error
+
+    return read
+
+
+def _place(said: str) -> str:
+    path = _path_of("RUN_OR_SWEEP_OR_FOLDER")(said)
+    return str(path) if said.startswith("~") else said  # a glob and an id stay as they are
+
+
 Places = Annotated[
     list[str],
     typer.Argument(
+        parser=_place,
         metavar="RUN_OR_SWEEP_OR_FOLDER",
         help="Run folders, sweeps, folders that hold them, globs, or ids under outputs/.",
         show_default=False,
@@ -50,11 +78,11 @@ def evaluate(
 
     Takes overrides of configs/evaluate.yaml, e.g. `binventory evaluate outputs/train/… source=../photos`.
     """
+    from binventory.config.compose import override_text
     from binventory.launch.entry import main as run_task
 
-    overrides = list(context.args)
     # `run=DIR` and a plain DIR mean the same; a folder's name may hold characters that Hydra's grammar does not like.
-    run_task("evaluate", [run if run.startswith("run=") else "run='{}'".format(run.replace("'", "\\'")), *overrides])
+    run_task("evaluate", [run if run.startswith("run=") else override_text("run", run), *context.args])
 
 
 @app.command(context_settings=PASS_THROUGH)
@@ -66,7 +94,9 @@ def benchmark(
         bool | None,
         typer.Option("--compile/--no-compile", help="Also try trainer.compile.", show_default="on a GPU"),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(parser=_path_of("--json"), metavar="FILE", help="Also write all figures.")
+    ] = None,
     config_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Configs of your own, as for train.py.")] = None,
 ) -> None:
     """Find the largest batch and the fastest settings of a training on this machine; print the command for them.
@@ -101,9 +131,17 @@ def benchmark(
 @app.command()
 def compare(
     places: Places,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all figures, one row a run.")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables as Markdown.")] = None,
-    html: Annotated[Path, typer.Option(metavar="FILE", help="The page, one file.")] = Path("outputs/compare.html"),
+    csv: Annotated[
+        Path | None,
+        typer.Option(parser=_path_of("--csv"), metavar="FILE", help="Also write all figures, one row a run."),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(parser=_path_of("--markdown"), metavar="FILE", help="Also write the tables as Markdown."),
+    ] = None,
+    html: Annotated[Path, typer.Option(parser=_path_of("--html"), metavar="FILE", help="The page, one file.")] = Path(
+        "outputs/compare.html"
+    ),
     metric: Annotated[str, typer.Option(help="Best first by this one.")] = "test/accuracy",
 ) -> None:
     """Compare runs: what differs in their configs, their figures, and whether the difference is more than chance.
@@ -193,7 +231,9 @@ def upload(context: typer.Context) -> None:
 
 @sagemaker_app.command()
 def attach(
-    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="Folder of a sweep whose jobs run on.")],
+    sweep: Annotated[
+        Path, typer.Argument(parser=_path_of("SWEEP"), metavar="SWEEP", help="Folder of a sweep whose jobs run on.")
+    ],
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the jobs.")] = 10.0,
 ) -> None:
     """Wait for training jobs that a sweep was detached from, and bring their run folders back. Ctrl-C lets them run."""
@@ -207,7 +247,7 @@ def attach(
         report_user_error(error)
         raise typer.Exit(EXIT_USER_ERROR) from error
     except KeyboardInterrupt:
-        print(f"left to run on; binventory sagemaker attach {sweep} goes on waiting", flush=True)
+        print(f"left to run on; binventory sagemaker attach {shlex.quote(str(sweep))} goes on waiting", flush=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     raise typer.Exit(exit_code)
 
@@ -215,7 +255,9 @@ def attach(
 @sagemaker_app.command()
 def local(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of SageMaker's endpoint; 0: a free one.")] = 0,
-    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep every request here.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(parser=_path_of("--folder"), metavar="DIR", help="Keep every request here.")
+    ] = None,
     time_scale: Annotated[float, typer.Option(help="Job seconds per second: 60 makes an hour a minute.")] = 1.0,
     checkpoint_period: Annotated[float, typer.Option(help="Seconds between uploads of checkpoints.")] = 1.0,
     upload_order: Annotated[str, typer.Option(help="name, reversed, oldest, newest, small or large first.")] = "name",
@@ -254,13 +296,24 @@ def local(
         raise typer.Exit(EXIT_USER_ERROR) from error
 
 
+def _cache_dir() -> str:
+    return os.environ.get("BINVENTORY_CACHE_DIR", ".cache")
+
+
 CacheDir = Annotated[
-    Path, typer.Option(metavar="DIR", envvar="BINVENTORY_CACHE_DIR", help="What paths.cache_dir was in the runs.")
+    Path,
+    typer.Option(
+        parser=_path_of("--cache-dir"),
+        metavar="DIR",
+        default_factory=_cache_dir,
+        show_default="$BINVENTORY_CACHE_DIR, else .cache",
+        help="What paths.cache_dir was in the runs.",
+    ),
 ]
 
 
 @cache_app.command(name="list")
-def list_cache(cache_dir: CacheDir = Path(".cache")) -> None:
+def list_cache(cache_dir: CacheDir) -> None:
     """Say which caches of photos and features there are: what of, how large, when they were used last."""
     from binventory.data.cache.manage import list_caches
 
@@ -272,7 +325,7 @@ def list_cache(cache_dir: CacheDir = Path(".cache")) -> None:
 
 @cache_app.command(name="prune")
 def prune_cache(
-    cache_dir: CacheDir = Path(".cache"),
+    cache_dir: CacheDir,
     unused_days: Annotated[float, typer.Option(min=0, help="Keep what a run used within so many days.")] = 30.0,
 ) -> None:
     """Remove the caches that no run used for 30 days; they are made again when a run needs them."""

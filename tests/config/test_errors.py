@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
+from binventory.cli import app
+from binventory.config.capture import to_plain
+from binventory.config.check import PATH_KEYS, SCHEMAS, check_config
+from binventory.config.compose import compose_checked
+from binventory.config.schema import declared
+from binventory.errors import ConfigError
 from binventory.launch.entry import main
+from binventory.tracking.run_folder import register_resolvers
 
 # (command line, what the line must say)
 MISTAKES = [
@@ -52,6 +62,17 @@ MISTAKES = [
     ("data.split=groupd", ["data.split=groupd", "did you mean grouped?"]),
     ("model.finetune=all", ["model.finetune=all", "full, head, last_stage"]),
     ("trainer.precision=bf16", ["trainer.precision=bf16", "bf16-mixed"]),
+    # paths
+    ("resume=", ["resume=''", "empty path"]),
+    ("resume_sweep=", ["resume_sweep=''", "empty path"]),
+    ("-m init_from='',auto", ["init_from=''", "empty path"]),
+    ("hydra.run.dir=", ["hydra.run.dir=''", "empty path"]),
+    ("-m hydra.sweep.dir=", ["hydra.sweep.dir=''", "empty path"]),
+    ("-m hydra.sweep.subdir=", ["hydra.sweep.subdir=''", "empty path"]),
+    ("--config-dir=", ["--config-dir=''", "empty path"]),
+    ("paths.output_dir=null", ["paths.output_dir=null", "needs a path"]),
+    ("init_from=~/nowhere", ["init_from=/", "/nowhere", "no such file"]),
+    ("paths.cache_dir=~no-such-user/x", ["paths.cache_dir=~no-such-user/x", "no home folder", "./~"]),
     # values against each other
     ("trainer=gpu", ["trainer.accelerator=gpu", "no GPU", "trainer=cpu"]),
     ("data.image_size=16", ["data.image_size=16", "stride", "32"]),
@@ -201,3 +222,68 @@ def test_broken_config_file_is_one_line(
     assert captured.err.count("\n") == 1, captured.err
     assert said in captured.err
     assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("task", PATH_KEYS)
+def test_no_path_key_takes_an_empty_value_and_all_know_the_home(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    needs = {"s3_uri": "s3://bucket", "run": ".", "input": ".", "source": "."}
+    keys = [name for name in needs if name in declared(SCHEMAS[task])]
+    plain = OmegaConf.create(to_plain(compose_checked(task, [f"{key}={needs[key]}" for key in keys])[0]))
+    assert {"paths.output_dir", "resume_sweep"} < set(PATH_KEYS[task])
+    for key in PATH_KEYS[task]:
+        for empty in ("", " ", "\t\n"):
+            changed = plain.copy()
+            OmegaConf.update(changed, key, empty)
+            with pytest.raises(ConfigError, match=rf"^{key}={re.escape(repr(empty))}: is an empty path"):
+                check_config(task, changed)
+        (tmp_path / "there.pth").touch()
+        changed = plain.copy()
+        OmegaConf.update(changed, key, "~/there.pth")
+        if key not in ("paths.output_dir", "data.split_list"):  # a file is no folder; only split=report has a list
+            found = OmegaConf.select(check_config(task, changed), key)
+            assert found == str(tmp_path / "there.pth")
+
+
+def test_home_in_overrides_variables_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "it's home, [1]"
+    (home / "conf" / "paths").mkdir(parents=True)
+    (home / "conf" / "paths" / "mine.yaml").write_text("output_dir: ~/runs\ndata_dir: ~/data\ncache_dir: ~\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("BINVENTORY_CACHE_DIR", "~/cache")
+    words = ["paths.output_dir=~", "paths.data_dir='~/a b'"]
+    (config,) = compose_checked("train", words)
+    assert list(config.paths.values()) == [str(home), str(home / "a b"), str(home / "cache")]
+    swept = compose_checked("train", ["paths.data_dir=~/a,b/~,~/${model.name}"], multirun=True)
+    assert [each.paths.data_dir for each in swept] == [str(home / "a"), "b/~", str(home / "test_resnet")]
+    with pytest.raises(ConfigError, match=r"paths\.cache_dir=null: needs a path"):  # in YAML a bare ~ is null
+        compose_checked("train", ["paths=mine"], config_dir="~/conf")
+    (config,) = compose_checked("train", ["paths=mine", "paths.cache_dir=x"], config_dir="~/conf")
+    assert list(config.paths.values()) == [str(home / "runs"), str(home / "data"), "x"]
+    register_resolvers()
+    made = Path(OmegaConf.create({"root": "~/runs", "dir": "${run_dir:${root},train}"}).dir)
+    assert made.parent == home / "runs" / "train"
+    monkeypatch.setenv("BINVENTORY_CACHE_DIR", "")
+    with pytest.raises(ConfigError, match="BINVENTORY_CACHE_DIR is set to it"):
+        compose_checked("train", [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compare|", "compare|x|--html|", "compare| ", "cache|list|--cache-dir|", "cache|prune|--cache-dir|~no-such-user",
+        "sagemaker|attach|", "wandb|sync|", "evaluate||source=x", "benchmark|--json|", "benchmark|--config-dir|",
+        "sagemaker|local|--folder|",
+    ],
+)  # fmt: skip
+def test_paths_of_the_command_are_as_those_of_configs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, line.split("|"))
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -126,3 +126,12 @@ def test_report_space() -> None:
         "data.batch_size": CategoricalDistribution([32, 64, 128, 256, 512]),
         "data.image_size": CategoricalDistribution([128, 224, 256]),
     }
+
+
+def test_a_shuffle_keeps_the_order_that_it_had_when_the_sweep_began() -> None:
+    shuffled = space("seed=shuffle(range(0,9))", "model=shuffle(a,b,c)", "lr=interval(0,1)", as_grid=False)
+    earlier = {"seed": (3, 1, 0, 2, 8, 7, 6, 5, 4), "model": ("c", "a", "b"), "lr": (1, 2)}
+    ordered = shuffled.ordered_as(earlier).distributions
+    assert ordered["model"] == CategoricalDistribution(["c", "a", "b"])
+    assert ordered["lr"] == shuffled.distributions["lr"]
+    assert space("model=a,d,c").ordered_as(earlier).distributions == space("model=a,d,c").distributions

@@ -161,6 +161,8 @@ def test_a_dry_run_prints_the_request_in_full_and_sends_nothing(
     calls = len(aws.requests)
     keys = ["hydra.launcher.dry_run=true", "hydra.launcher.price_per_hour=0.75", f"hydra.launcher.role_arn={ROLE}"]
     sweep = ["hydra.sweep.dir=outputs/sweeps/My_Sweep", "model=resnet18,resnet50", "trainer=gpu"]
+    monkeypatch.setenv("COPIED", "from here")
+    keys += ["+hydra.job.env_set.NOTED=${hydra:runtime.choices.model}", "hydra.job.env_copy=[COPIED]"]
     main("train", [*SAGEMAKER, *keys, *sweep])
     said = capsys.readouterr().out
     requests = [json.loads(found) for found in re.findall(r"^\{.*?^\}", said, flags=re.M | re.S)]
@@ -201,6 +203,8 @@ def test_a_dry_run_prints_the_request_in_full_and_sends_nothing(
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "BINVENTORY_ALLOW_TARGETS": "binventory.tasks.train.run",
             "BINVENTORY_CHECKPOINT_DIR": "checkpoints",
+            "NOTED": "resnet50",
+            "COPIED": "from here",
         },
         "Tags": [],
     }

@@ -19,7 +19,7 @@ class Unruly(Classification):
     """Cross-entropy that does something else in the first training step, once.
 
     Args:
-        does: calm, raise, exit, leave, kill, slow (0.2 s a step), tell.
+        does: calm, raise, exit, leave, kill, interrupt, slow (0.2 s a step), tell.
         folder: where it notes that it did it; None: nothing is noted, and it does it every time.
     """
 
@@ -51,6 +51,8 @@ class Unruly(Classification):
             os._exit(0)
         if self.does == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.does == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
         if self.does == "slow":
             time.sleep(0.2)
         if self.does == "tell" and self.folder is not None:

@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from binventory.config import schema
 from binventory.config.capture import to_plain
 from binventory.config.cross_checks import cross_check
+from binventory.config.paths import as_path
 from binventory.config.suggest import did_you_mean
 from binventory.config.targets import target_schema
 from binventory.errors import ConfigError
@@ -23,6 +24,12 @@ SCHEMAS: dict[str, type] = {
     "evaluate": schema.EvaluateConfig,
     "prepare": schema.PrepareConfig,
     "upload": schema.UploadConfig,
+}
+
+# Of each task, the keys that name a file or folder.
+PATH_KEYS = {
+    task: tuple(name for name, field in schema.declared(cls).items() if field.metadata.get(schema.PATH))
+    for task, cls in SCHEMAS.items()
 }
 
 ABSENT = object()
@@ -80,7 +87,7 @@ def _fit(cls: type, plain: Any, prefix: str = "") -> DictConfig:
     base = OmegaConf.structured(cls)
     try:
         # Values of a DictConfig would be added to a structured config unseen; those of a plain container are checked.
-        merged = OmegaConf.merge(base, _as_declared(cls, plain))
+        merged = OmegaConf.merge(base, _as_declared(cls, plain, prefix))
     except ConfigKeyError as error:
         names = {prefix + name for name in _schema_keys(cls)}
         key = f"{prefix}{error.full_key}"
@@ -95,10 +102,13 @@ def _fit(cls: type, plain: Any, prefix: str = "") -> DictConfig:
     return merged
 
 
-def _as_declared(cls: type, plain: Any) -> Any:
-    """Return plain values in which a text is the number that it names where its key takes whole numbers and floats.
+def _as_declared(cls: type, plain: Any, prefix: str) -> Any:
+    """Return plain values in which each text is what its key takes: a path, or a number.
 
-    It comes from a variable, and of a union OmegaConf converts nothing.
+    A number can be a text where it comes from a variable, and of a union OmegaConf converts nothing.
+
+    Raises:
+        ConfigError: an empty path.
     """
     if not isinstance(plain, dict):
         return plain
@@ -106,7 +116,12 @@ def _as_declared(cls: type, plain: Any) -> Any:
     for declared in dataclasses.fields(cls):
         value = given.get(declared.name)
         if isinstance(declared.default_factory, type) and dataclasses.is_dataclass(declared.default_factory):
-            given[declared.name] = _as_declared(declared.default_factory, value)
+            given[declared.name] = _as_declared(declared.default_factory, value, f"{prefix}{declared.name}.")
+        elif declared.metadata.get(schema.PATH) and value is None and declared.name in given:
+            if not str(declared.type).startswith("Optional"):
+                raise ConfigError(f"{prefix}{declared.name}=null: needs a path; name a file or folder")
+        elif declared.metadata.get(schema.PATH) and isinstance(value, str):
+            given[declared.name] = as_path(f"{prefix}{declared.name}", value)
         elif declared.metadata.get(schema.SHARE) and isinstance(value, str):
             with suppress(ValueError):
                 given[declared.name] = int(value) if value.strip().isdecimal() else float(value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +15,27 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+)
+from hydra.core.utils import env_override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from binventory.config.check import check_config
+from binventory.config.check import PATH_KEYS, check_config
+from binventory.config.paths import HYDRA_PATHS, as_path, quote_homes
 from binventory.config.suggest import did_you_mean
+from binventory.config.targets import import_target
 from binventory.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -66,20 +80,33 @@ def compose_checked(
     Raises:
         ConfigError: a key, a value, a group choice or the grammar is wrong; names it and the nearest right one.
     """
-    parsed = _parse(overrides)
+    parsed = _parse([quote_homes(text, path_keys(task)) for text in overrides])
     for override in parsed:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(
                 f"{override.input_line}: several values; add -m to run each of them, or write a list as [a,b]"
             )
+        text = str(override.input_line)
+        if not multirun and "hydra:job.num" in text and not text.startswith("hydra.sweep."):
+            raise ConfigError(f"{text}: a single run has no hydra.job.num; add -m")
     if config_dir is not None:
+        config_dir = as_path("--config-dir", config_dir)
         if not Path(config_dir).is_dir():
             raise ConfigError(f"--config-dir={config_dir}: no such folder")
-        parsed = [*_parse([f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]), *parsed]
+        folder = quote_value(f"file://{Path(config_dir).resolve()}")
+        parsed = [*_parse([f"hydra.searchpath=[{folder}]"]), *parsed]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         groups = _Groups(GlobalHydra.instance().config_loader(), config_dir)
         primary = config_name or task
-        return [_compose_one(groups, task, primary, combination) for combination in _combinations(parsed, groups)]
+        return [
+            _compose_one(groups, task, primary, combination, number if multirun else None)
+            for number, combination in enumerate(_combinations(parsed, groups))
+        ]
+
+
+def path_keys(task: str) -> tuple[str, ...]:
+    """Return the keys of a task's command line that name a file or folder."""
+    return (*PATH_KEYS[task], *HYDRA_PATHS)
 
 
 class _Groups:
@@ -147,8 +174,41 @@ def _check_text(text: str) -> None:
 
 
 def quote_value(value: object) -> str:
-    """Quote a value so that Hydra's grammar takes it as it is."""
-    return "'{}'".format(str(value).replace("'", "\\'"))
+    """Quote a value so that Hydra takes it as it is: its grammar, and what resolves interpolations after it."""
+    return QuotedString(literal(value), Quote.single).with_quotes()
+
+
+def literal(value: object) -> str:
+    """Return a text that a config resolves to this value, `${` included."""
+    return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", str(value))
+
+
+def override_text(key: str, value: object) -> str:
+    """Return an override that sets a key to a text, quoted only where Hydra's grammar needs it."""
+    plain = f"{key}={value}"
+    try:
+        is_taken = OverridesParser.create().parse_override(plain).value() == str(value) and "${" not in plain
+    except (HydraException, ValueError):
+        is_taken = False
+    return plain if is_taken else f"{key}={quote_value(value)}"
+
+
+def pasteable(key: str, value: object) -> str:
+    """Return an override that can be pasted into a POSIX shell, whatever its value."""
+    return shlex.quote(override_text(key, value))
+
+
+def value_of(override: str) -> Any:
+    """Return the value of an override as its config has it: without quotes, interpolations resolved.
+
+    Raises:
+        ConfigError: the grammar is wrong, or nothing is there to resolve.
+    """
+    (parsed,) = _parse([override])
+    try:
+        return OmegaConf.create({"value": parsed.value()}).value
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{_shown(override)}: {str(error).splitlines()[0]}; write the value") from error
 
 
 def _shown(text: str) -> str:
@@ -195,10 +255,43 @@ def _sweep_values(override: Override, groups: _Groups) -> list[Override]:
     return _parse([f"{key if key.startswith(prefix) else prefix + key}={text}" for text in texts])
 
 
-def _compose_one(groups: _Groups, task: str, config_name: str, parsed: list[Override]) -> DictConfig:
+@contextmanager
+def as_job(composed: DictConfig, number: int | None = None) -> Iterator[None]:
+    """Set what a job finds while its config is resolved: its own HydraConfig, and hydra.job.env_set in the environment.
+
+    Args:
+        composed: with its `hydra` node; what only a job knows is filled in.
+        number: its place in a sweep; None: a single run, or one whose place is known already.
+
+    Raises:
+        ConfigError: hydra.job.env_set cannot be resolved.
+    """
+    before = HydraConfig.instance().cfg
+    with open_dict(composed):
+        if number is not None:
+            composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        if OmegaConf.is_missing(composed.hydra.runtime, "output_dir"):  # not made before all is checked
+            with read_write(composed.hydra.runtime):
+                composed.hydra.runtime.output_dir = str(Path.cwd() / "RUN")
+    HydraConfig.instance().set_config(composed)
+    try:
+        variables = OmegaConf.to_container(composed.hydra.job.env_set, resolve=True)
+    except OmegaConfBaseException as error:
+        HydraConfig.instance().cfg = before
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; write the value") from error
+    try:
+        with env_override(cast(dict[str, str], variables)):
+            yield
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _compose_one(
+    groups: _Groups, task: str, config_name: str, parsed: list[Override], number: int | None
+) -> DictConfig:
     for override in parsed:
         if override.key_or_group in groups.names:
-            _check_group_choice(override, groups)
+            _check_group_choice(override, groups, config_name)
     of_keys = [
         override for override in parsed if override.key_or_group not in groups.names and not _is_hydras(override)
     ]
@@ -206,21 +299,39 @@ def _compose_one(groups: _Groups, task: str, config_name: str, parsed: list[Over
         base, known = groups.composed(config_name, [override for override in parsed if override not in of_keys])
         for override in of_keys:
             _check_key(override, base, known, groups.names)
-    return check_config(task, _hydra_compose(config_name, parsed))
+    composed = _hydra_compose(config_name, parsed)
+    _check_hydra(composed)
+    with as_job(composed, number):
+        return check_config(task, composed)
+
+
+def _check_hydra(composed: DictConfig) -> None:
+    """Refuse settings of Hydra that no job of ours could honour."""
+    if composed.hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir=true: paths in the config are relative to where the command is run, also in its jobs;"
+            " leave it out"
+        )
+    for name, callback in (composed.hydra.callbacks or {}).items():
+        dotted = f"hydra.callbacks.{name}"
+        if not OmegaConf.is_dict(callback) or not isinstance(callback.get("_target_"), str):
+            raise ConfigError(f"{dotted}: needs a _target_, the dotted path of a callback of Hydra's")
+        import_target(dotted, callback["_target_"])
 
 
 def _is_hydras(override: Override) -> bool:
     return re.split(r"[./]", override.key_or_group)[0] == "hydra"
 
 
-def _check_group_choice(override: Override, groups: _Groups) -> None:
+def _check_group_choice(override: Override, groups: _Groups, config_name: str) -> None:
     group = override.key_or_group
     options = groups.options(group)
     if override.is_delete():
         if group in OPTIONAL_GROUPS:
             return
         raise ConfigError(f"{override.input_line}: {group} is required; choose one of {', '.join(options)}")
-    if override.is_add() or override.is_force_add():
+    is_added = override.is_add() or override.is_force_add()
+    if is_added and group in groups.composed(config_name, [])[0].hydra.runtime.choices:
         raise ConfigError(f"{override.input_line}: {group} already has a choice; write {group}=… without the +")
     chosen = override.value()
     if chosen is None:
@@ -274,6 +385,8 @@ def _hydra_compose(config_name: str, parsed: list[Override]) -> DictConfig:
         return compose(config_name, overrides=lines, return_hydra_config=True)
     except (yaml.YAMLError, UnicodeError, OSError, ValueError) as error:
         raise ConfigError(f"{config_name}: a config file cannot be read: {' '.join(str(error).split())}") from error
+    except KeyError as error:  # Hydra copies without looking
+        raise ConfigError(f"hydra.job.env_copy: {error.args[0]}: no such environment variable; leave it out") from error
     except (HydraException, OmegaConfBaseException) as error:
         if match := re.search(r"Could not override '([^']+)'\.\s+No match in the defaults list", str(error)):
             group = match.group(1)

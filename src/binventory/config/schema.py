@@ -15,6 +15,7 @@ from omegaconf import MISSING
 RANGE = "range"
 CHOICES = "choices"
 SHARE = "share"
+PATH = "path"
 
 
 def declared(cls: type, prefix: str = "") -> dict[str, Field[Any]]:
@@ -36,6 +37,7 @@ def key(
     lt: float | None = None,
     choices: tuple[str, ...] = (),
     share: bool = False,
+    path: bool = False,
     default: Any = MISSING,
 ) -> Any:
     """Declare a config key: its meaning and, where there is one, its range or its choices.
@@ -45,19 +47,21 @@ def key(
         ge, gt, le, lt: its range.
         choices: all that it may be.
         share: a whole number is a count, and a float is a share of all, at most 1.0, as in Lightning.
+        path: it names a file or folder, so it is never empty, and `~` at its start is the home.
         default: of a key that configs of earlier versions lack.
     """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    return field(default=default, metadata={"help": help, RANGE: bounds, CHOICES: choices, SHARE: share})
+    facts = {"help": help, RANGE: bounds, CHOICES: choices, SHARE: share, PATH: path}
+    return field(default=default, metadata=facts)
 
 
 @dataclass
 class PathsConfig:
     """Where things are kept."""
 
-    output_dir: str = key("root under which run folders are made")
-    data_dir: str = key("downloaded and drawn photos")
-    cache_dir: str = key("indexes and other things that can be made again")
+    output_dir: str = key("root under which run folders are made", path=True)
+    data_dir: str = key("downloaded and drawn photos", path=True)
+    cache_dir: str = key("indexes and other things that can be made again", path=True)
 
 
 @dataclass
@@ -103,17 +107,22 @@ class DataConfig:
     """The bins: where they come from, which are taken, how they are split and turned into tensors."""
 
     reader: Any = key("class that reads the source, as {_target_: package.module.Class, …options}")
-    source: str = key("location: a folder, an S3 URI, an ImageFolder tree or a table; synthetic bins take a name")
+    source: str = key(
+        "location: a folder, an S3 URI, an ImageFolder tree or a table; synthetic bins take a name", path=True
+    )
     file_list: Optional[str] = key(
         "what to take: report (the source report's 10,441 photos), or JSON, count -> list of data/metadata/ID.json, in"
-        " a file, on S3 or at an https URL; null: the source's own, else all"
+        " a file, on S3 or at an https URL; null: the source's own, else all",
+        path=True,
     )
     limit: Optional[int] = key("take at most this many bins, in listing order", ge=1)
     confirm_download: bool = key(
         "download more than 20,000 photos; their number and size are stated first", default=False
     )
     split: str = key("how test is cut", choices=("grouped", "report"))
-    split_list: Optional[str] = key("file list that split=report splits; null: data.file_list, else the source's own")
+    split_list: Optional[str] = key(
+        "file list that split=report splits; null: data.file_list, else the source's own", path=True
+    )
     split_seed: int = key("seed of the split, independent of `seed` so that runs share one test set", ge=0, lt=2**32)
     val_fraction: float = key("share of train that becomes validation", ge=0, lt=1)
     test_fraction: float = key("share of all bins that becomes test", gt=0, lt=1)
@@ -150,7 +159,9 @@ class ModelConfig:
     """The network."""
 
     name: str = key("timm model name, e.g. resnet18")
-    weights: str = key("pretrained weights: a timm tag such as resnet18.tv_in1k, a .safetensors or .pth file, or none")
+    weights: str = key(
+        "pretrained weights: a timm tag such as resnet18.tv_in1k, a .safetensors or .pth file, or none", path=True
+    )
     finetune: str = key("what is trained", choices=("full", "head", "last_stage"))
     channels_last: bool = key("NHWC memory format: about twice as fast for convolutions")
     cache_features: bool = key(
@@ -349,11 +360,13 @@ class TrainConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: Dict[str, Any] = key("experiment loggers by name")
     seed: int = key("seed of weights, order and augmentation", ge=0, lt=2**32)
-    init_from: Optional[str] = key("run folder whose weights training starts from")
-    resume: Optional[str] = key("run folder to go on with, or auto: the newest unfinished one of this config")
+    init_from: Optional[str] = key("run folder whose weights training starts from", path=True)
+    resume: Optional[str] = key(
+        "run folder to go on with, or auto: the newest unfinished one of this config", path=True
+    )
     resume_changed: bool = key("go on although values that change what the run computes differ")
     objective_metric: Optional[str] = key("what the best epoch and every sweep go by, e.g. val/accuracy")
-    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run", path=True)
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -364,13 +377,13 @@ class PredictConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     s3: S3Config = field(default_factory=S3Config)
     data: DownloadConfig = field(default_factory=DownloadConfig)
-    run: str = key("run folder (or bundle folder) whose model predicts")
-    input: str = key("a photo, folder, glob, source, index or table; S3 too")
+    run: str = key("run folder (or bundle folder) whose model predicts", path=True)
+    input: str = key("a photo, folder, glob, source, index or table; S3 too", path=True)
     batch_size: int = key("photos per batch", ge=1)
     num_workers: Optional[int] = key("decoding threads; null: one per core", ge=1, le=256)
     accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
     contact_sheet: int = key("photos on the contact sheet of the least certain; 0: none", ge=0, le=400)
-    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run", path=True)
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -381,12 +394,12 @@ class EvaluateConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     s3: S3Config = field(default_factory=S3Config)
     data: DownloadConfig = field(default_factory=DownloadConfig)
-    run: str = key("run folder (or bundle folder) whose model is scored")
-    source: str = key("a source, ImageFolder tree or table with quantities; S3 too")
+    run: str = key("run folder (or bundle folder) whose model is scored", path=True)
+    source: str = key("a source, ImageFolder tree or table with quantities; S3 too", path=True)
     batch_size: int = key("photos per batch", ge=1)
     num_workers: Optional[int] = key("decoding threads; null: one per core", ge=1, le=256)
     accelerator: str = key("device kind", choices=("cpu", "gpu", "auto"))
-    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run", path=True)
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -398,8 +411,8 @@ class PrepareConfig:
     s3: S3Config = field(default_factory=S3Config)
     data: DataConfig = field(default_factory=DataConfig)
     layout: Optional[str] = key("a copy of the photos for other tools", choices=("imagefolder",))
-    output: Optional[str] = key("folder of that layout; null: below paths.data_dir")
-    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
+    output: Optional[str] = key("folder of that layout; null: below paths.data_dir", path=True)
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run", path=True)
     check: bool = key("validate and print the config, run nothing")
 
 
@@ -413,5 +426,5 @@ class UploadConfig:
     data: DataConfig = field(default_factory=DataConfig)
     s3_uri: str = key("s3://BUCKET/PREFIX below which the data set is put, under the hash of its content")
     kms_key: Optional[str] = key("id or ARN of the KMS key that encrypts it; null: the bucket's own setting")
-    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run")
+    resume_sweep: Optional[str] = key("folder of a sweep to go on with: only what is not done is run", path=True)
     check: bool = key("validate and print the config, run nothing")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from binventory.config.capture import redact_logs
 from binventory.errors import UserError
-from binventory.launch.ranks import end_with_parent
+from binventory.launch.ranks import end_with_parent, take_over_logging
 from binventory.launch.runner import EXIT_USER_ERROR, execute, forget_foreign_ranks, report_user_error
 from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
 from binventory.streams import keep_streams_open
@@ -20,6 +20,7 @@ def main() -> int:
     if not end_with_parent():
         forget_foreign_ranks()
     redact_logs()
+    take_over_logging()
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: python -m binventory.launch job.json", file=sys.stderr)
         return EXIT_USER_ERROR

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import redact_yaml
+from binventory.config.compose import as_job, literal
 from binventory.errors import ConfigError, UserError
 from binventory.launch.frozen import freeze
 from binventory.launch.handle import JobHandle
@@ -91,7 +92,8 @@ class Composer:
         assert self.task_name is not None
         with open_dict(composed):
             composed.resume_sweep = None  # the sweep's, not the job's
-        spec = freeze(self.task_name, composed, resume_dir)
+        with as_job(composed):
+            spec = freeze(self.task_name, composed, resume_dir)
         if resume_dir is not None:
             RunFolder(resume_dir).wait_for_writer()
         handle.run_dir = Path(spec.run_dir)
@@ -99,6 +101,29 @@ class Composer:
         if owner != handle.number:
             raise ConfigError(f"hydra.sweep.subdir: {spec.run_dir} is the folder of job {owner}; name one for each job")
         return spec
+
+    def pack_own(self, composed: DictConfig, spec: JobSpec) -> bytes:
+        """Pack what Hydra does around a job of ours: logging, environment, callbacks. `run_frozen` runs it.
+
+        Args:
+            composed: what `compose` returned.
+            spec: the frozen job.
+
+        Raises:
+            ConfigError: a callback cannot be sent to another process.
+        """
+        run_dir = Path(spec.run_dir)
+        with read_write(composed.hydra), open_dict(composed.hydra):
+            # Not anew in the job's process: asking for the sweep's folder makes one.
+            composed.hydra.sweep.dir, composed.hydra.sweep.subdir = literal(run_dir.parent), literal(run_dir.name)
+        HydraConfig.instance().set_config(composed)
+        try:
+            return pack(self._context, Singleton.get_state(), None, composed)
+        except Exception as error:  # whatever an object that cannot be pickled raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(
+                f"hydra.callbacks: cannot be sent to a job's process ({reason}); take hydra/launcher=basic"
+            ) from error
 
     def pack(self, composed: DictConfig, *, by_name: bool = True) -> bytes:
         """Pack a job of another application.

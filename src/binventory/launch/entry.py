@@ -15,21 +15,30 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
-from binventory.config.compose import CONFIG_DIR, compose_checked, quote_value
+from binventory.config.compose import CONFIG_DIR, compose_checked, path_keys, quote_value, value_of
+from binventory.config.paths import HYDRA_PATHS, as_path, quote_homes
 from binventory.errors import ConfigError, UserError
-from binventory.launch.folders import check_sweep_folders, folder_to_resume, location_of_run, make_folder
-from binventory.launch.frozen import freeze
+from binventory.launch.folders import (
+    FRESH,
+    check_sweep_folders,
+    folder_to_resume,
+    hydra_folder,
+    location_of_run,
+    make_folder,
+)
+from binventory.launch.frozen import freeze, redact_output_subdir
 from binventory.launch.ranks import run_spec
 from binventory.launch.runner import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
+    JobError,
     forget_foreign_ranks,
     prefer_system_memory,
     report_user_error,
 )
 from binventory.streams import keep_streams_open
-from binventory.tracking.resume import AUTO, overrides_to_resume
+from binventory.tracking.resume import AUTO, override_key, overrides_to_resume
 from binventory.tracking.run_folder import register_resolvers
 from binventory.tracking.sweep_record import overrides_to_resume_sweep
 
@@ -51,7 +60,7 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
         if not _is_hydras_own(arguments):
             _refuse(arguments)
             given = [*arguments.overrides, *unknown]
-            flags = [word for word in sys.argv[1:] if word not in given]
+            flags = [_with_home(word, arguments.config_dir) for word in sys.argv[1:] if word not in given]
             sys.argv = [sys.argv[0], *flags, *_checked_overrides(task_name, arguments, given)]
     except UserError as error:
         report_user_error(error)
@@ -64,6 +73,7 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
 
     Exits with code 0 where nothing is to be run.
     """
+    given = [quote_homes(text, path_keys(task_name)) for text in given]
     overrides, is_multirun = given, arguments.multirun or "hydra.mode=MULTIRUN" in given
     if (sweep := _named("resume_sweep", given)) is not None:
         overrides, is_multirun = overrides_to_resume_sweep(sweep, task_name, given), True
@@ -77,6 +87,7 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
         config_dir=arguments.config_dir,
     )
     config = configs[0]
+    _check_hydra_paths(config)
     if arguments.cfg is not None:
         return overrides
     if config.check:
@@ -88,15 +99,25 @@ def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list
             raise ConfigError(f"resume={config.resume}: names one run; the jobs of a sweep take resume=auto")
         if sweep is None:
             check_sweep_folders(configs)
+            # Named to Hydra, which knows of no ~.
+            named = hydra_folder(config, "hydra.sweep.dir")
+            return overrides if FRESH in named else [*overrides, f"hydra.sweep.dir={quote_value(named)}"]
         return overrides
     if (search := config.hydra.runtime.choices.get("hparams_search")) is not None:
         raise ConfigError(f"hparams_search={search}: a search is of several runs; add -m")
     location = location_of_run(config)
     if location.folder is not None:
         make_folder(location.key, location.folder)
-    folder = folder_to_resume(task_name, config, location)
-    # Hydra makes the folder of the job; a resumed one is named to it.
+    folder = folder_to_resume(task_name, config, location) or location.folder
+    # Hydra makes the folder of the job; one that is known already is named to it.
     return overrides if folder is None else [*overrides, f"hydra.run.dir={quote_value(folder)}"]
+
+
+def _check_hydra_paths(config: DictConfig) -> None:
+    """Refuse folders of Hydra's that have no name: it would take the current one for them."""
+    for key in (*HYDRA_PATHS, "hydra.sweep.subdir"):
+        parent, _, name = key.rpartition(".")
+        as_path(key, str(OmegaConf.select(config, parent)._get_node(name)))  # not resolved: ours would make the folder
 
 
 def _check_launcher(config: DictConfig, *, is_multirun: bool) -> None:
@@ -119,10 +140,16 @@ def _check_launcher(config: DictConfig, *, is_multirun: bool) -> None:
 
 def _named(key: str, overrides: Sequence[str]) -> Path | None:
     """Return the folder of `resume=DIR` or `resume_sweep=DIR`, whose own command comes before what is added to it."""
-    named = [override.split("=", maxsplit=1)[1] for override in overrides if override.startswith(f"{key}=")]
-    if not named or named[-1] in ("", "null", AUTO):
-        return None
-    return Path(named[-1].strip("'\""))
+    named = [override for override in overrides if override_key(override) == key and "=" in override]
+    value = value_of(named[-1]) if named else None
+    return Path(as_path(key, value)) if isinstance(value, str) and value != AUTO else None
+
+
+def _with_home(word: str, config_dir: str | None) -> str:
+    """Spell out the home in a word of the command line that names `--config-dir`, which Hydra reads too."""
+    if not config_dir or not word.endswith(config_dir):
+        return word
+    return word.removesuffix(config_dir) + as_path("--config-dir", config_dir)
 
 
 def _is_hydras_own(arguments: Any) -> bool:
@@ -147,6 +174,7 @@ def _job(task_name: str) -> Callable[[DictConfig], Any]:
 
     def job(composed: DictConfig) -> Any:
         is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        redact_output_subdir()
         try:
             spec = freeze(task_name, composed)
         except UserError as error:
@@ -165,7 +193,3 @@ def _job(task_name: str) -> Callable[[DictConfig], Any]:
 
     job.task_name = task_name  # type: ignore[attr-defined]
     return job
-
-
-class JobError(RuntimeError):
-    """A job of a sweep failed; its run folder says why."""

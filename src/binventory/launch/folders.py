@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import to_plain
+from binventory.config.compose import pasteable
+from binventory.config.paths import as_path
 from binventory.errors import ConfigError, InputError
 from binventory.tracking.resume import AUTO, FINAL_STATES, check_unchanged, find_run, task_path
 from binventory.tracking.run_folder import OF_A_SWEEP, RunFolder, register_resolvers
@@ -76,7 +78,7 @@ def hydra_folder(config: DictConfig, key: str, job_number: int | None = None) ->
         HydraConfig.instance().cfg = before
     if not folder:
         raise ConfigError(f"{key}: is empty; name a folder, e.g. . for this one")
-    return folder
+    return as_path(key, folder)
 
 
 def folder_to_resume(task_name: str, config: DictConfig, location: RunLocation) -> Path | None:
@@ -154,7 +156,11 @@ def check_sweep_folders(configs: Sequence[DictConfig]) -> None:
     if sweep is not None:
         make_folder("hydra.sweep.dir", sweep)
         if (occupant := RunFolder(sweep).occupant()) is not None:
-            hint = f"resume_sweep={sweep} goes on with it" if (sweep / OF_A_SWEEP).exists() else "name another folder"
+            hint = (
+                f"{pasteable('resume_sweep', sweep)} goes on with it"
+                if (sweep / OF_A_SWEEP).exists()
+                else "name another folder"
+            )
             raise InputError(f"hydra.sweep.dir={sweep}: holds {occupant}; {hint}")
     subdirs = [hydra_folder(config, "hydra.sweep.subdir", number) for number, config in enumerate(configs)]
     if len(subdirs) == 1 and not _is_one_job(configs[0]):

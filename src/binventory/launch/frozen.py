@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from binventory.config.capture import to_plain
+from binventory.config.capture import redact_yaml, to_plain
 from binventory.config.check import check_config
 from binventory.launch.folders import RunLocation, folder_to_resume
 from binventory.launch.spec import JobSpec
@@ -37,6 +37,7 @@ def freeze(task_name: str, composed: DictConfig, resume_dir: Path | None = None)
     hydra_config = HydraConfig.get()
     frozen_hydra = OmegaConf.to_container(OmegaConf.create({"hydra": hydra_config}), resolve=False)
     assert isinstance(frozen_hydra, dict)
+    frozen_hydra["hydra"]["job"]["env_set"] = OmegaConf.to_container(hydra_config.job.env_set, resolve=True)
     spec = JobSpec(
         task=task_path(task_name),
         config={**to_plain(config), "hydra": _json_plain(frozen_hydra["hydra"])},
@@ -56,6 +57,14 @@ def freeze(task_name: str, composed: DictConfig, resume_dir: Path | None = None)
         folder = folder_to_resume(task_name, config, location)
         return spec if folder is None else replace(spec, run_dir=str(folder))
     return spec
+
+
+def redact_output_subdir() -> None:
+    """Redact the files of `hydra.output_subdir`, which Hydra writes before it starts a job, as they are."""
+    node = HydraConfig.get()
+    if node.output_subdir is not None:
+        for name in ("config", "hydra", "overrides"):
+            redact_yaml(Path(node.runtime.output_dir) / node.output_subdir / f"{name}.yaml")
 
 
 def _json_plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +21,24 @@ if TYPE_CHECKING:
 LOG = "output.log"
 
 
-def run_frozen(share: Share, path: str, environment: Mapping[str, str]) -> None:
+def run_frozen(share: Share, path: str, environment: Mapping[str, str], packed: bytes) -> None:
     """Run the job spec at `path`, its output in `output.log` beside it, and exit with the job's exit code.
 
     Args:
         share: what the job may use of this machine.
         path: job.json of a run folder.
         environment: all variables of the job; they hold the secrets that the file does not.
+        packed: what `pack` made of the job, from the sweep's process: what Hydra does around it.
     """
     _settle(share, environment)
     _redirect(Path(path).with_name(LOG))
     from binventory.config.capture import redact_logs
     from binventory.errors import UserError
+    from binventory.launch.frozen import redact_output_subdir
     from binventory.launch.ranks import run_spec
-    from binventory.launch.runner import EXIT_USER_ERROR, report_user_error
+    from binventory.launch.runner import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, JobError, report_user_error
     from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
+    from binventory.tracking.run_folder import register_resolvers
 
     redact_logs()
     try:
@@ -45,7 +48,21 @@ def run_frozen(share: Share, path: str, environment: Mapping[str, str]) -> None:
         sys.exit(EXIT_USER_ERROR)
     os.environ.pop(SECRETS_VARIABLE, None)  # not for the processes that the job starts
     _limit_threads(share)
-    sys.exit(run_spec(spec)[0])
+    exit_code = 0
+
+    def task(_config: Any) -> Any:
+        nonlocal exit_code
+        redact_output_subdir()
+        exit_code, result = run_spec(spec)
+        if exit_code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+            sys.exit(exit_code)  # no time for more
+        if exit_code:
+            raise JobError(f"{spec.run_dir}: ended with exit code {exit_code}")
+        return result
+
+    register_resolvers()
+    run_as_hydra(packed, task)
+    sys.exit(exit_code)
 
 
 def run_foreign(share: Share, answer: str, packed: bytes, environment: Mapping[str, str]) -> None:
@@ -66,21 +83,33 @@ def run_foreign(share: Share, answer: str, packed: bytes, environment: Mapping[s
 
 def run_packed(packed: bytes) -> tuple[int, bytes]:
     """Run what `pack` made, by a sender that may run anything here; return exit code and pickled JobReturn."""
+    from hydra.core.utils import JobStatus
+
+    returned = run_as_hydra(packed)
+    return (0 if returned.status == JobStatus.COMPLETED else 1), _packed_return(returned)
+
+
+def run_as_hydra(packed: bytes, own_task: Callable[[Any], Any] | None = None) -> JobReturn:
+    """Run what `pack` made as Hydra's launchers do: its logging, environment and callbacks around the task.
+
+    Args:
+        packed: by a sender that may run anything here.
+        own_task: what is run in place of the task that was packed.
+    """
     import cloudpickle
     from hydra.core.singleton import Singleton
-    from hydra.core.utils import JobStatus, run_job, setup_globals
+    from hydra.core.utils import run_job, setup_globals
 
     setup_globals()
     context, state, task, config = cloudpickle.loads(packed)
     Singleton.set_state(state)
-    returned = run_job(
+    return run_job(
         hydra_context=context,
-        task_function=_imported(task) if isinstance(task, str) else task,
+        task_function=own_task or (_imported(task) if isinstance(task, str) else task),
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-    return (0 if returned.status == JobStatus.COMPLETED else 1), _packed_return(returned)
 
 
 def pack(context: Any, state: Any, task: Any, config: Any) -> bytes:

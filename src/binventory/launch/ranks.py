@@ -34,6 +34,8 @@ from binventory.tracking.run_folder import RunFolder
 
 GRACE_S = 60.0
 PARENT_VARIABLE = "BINVENTORY_PARENT_PID"
+# JSON of Hydra's job_logging and verbose, for the rank that writes the run folder. Not in job.json: it names classes.
+LOGGING_VARIABLE = "BINVENTORY_JOB_LOGGING"
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -100,6 +102,7 @@ def run_ranks(spec: JobSpec, num_processes: int, node: Node = ONLY_NODE) -> int:
     environment = {
         **os.environ,
         **spec.environment(),
+        **_logging(),
         # Ranks import from where this process does. `-m` would add the working directory, where photos may lie.
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path),
@@ -121,6 +124,31 @@ def run_ranks(spec: JobSpec, num_processes: int, node: Node = ONLY_NODE) -> int:
     codes = _wait(ranks)
     _tell_what_ended(codes, Path(spec.run_dir), node)
     return _job_exit_code(codes)
+
+
+def _logging() -> dict[str, str]:
+    """Return what lets a rank log as this process does; nothing where Hydra did not start the job."""
+    from hydra.core.hydra_config import HydraConfig  # only here: ranks themselves do without Hydra
+    from omegaconf import OmegaConf
+
+    if not HydraConfig.initialized():
+        return {}
+    node: Any = HydraConfig.get()
+    verbose = OmegaConf.to_container(node.verbose) if OmegaConf.is_list(node.verbose) else node.verbose
+    said = {"job_logging": OmegaConf.to_container(node.job_logging, resolve=True), "verbose": verbose}
+    return {LOGGING_VARIABLE: json.dumps(said)}
+
+
+def take_over_logging() -> None:
+    """Log as the process that `run_ranks` runs in does, in the rank that writes the run folder."""
+    said = os.environ.pop(LOGGING_VARIABLE, None)
+    if said is None or os.environ.get("RANK", "0") != "0":
+        return
+    from hydra.core.utils import configure_log
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create(json.loads(said))
+    configure_log(node.job_logging, node.verbose)
 
 
 def end_with_parent() -> bool:

@@ -49,6 +49,10 @@ class Interrupted(BaseException):
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_PREEMPTED
 
 
+class JobError(RuntimeError):
+    """A job of a sweep failed; its run folder says why."""
+
+
 class Pruned(BaseException):
     """The sweep asked this job to stop; not an Exception, as Interrupted."""
 
@@ -148,7 +152,9 @@ def _say(error: BaseException, spec: JobSpec, *, is_writer: bool) -> None:
             report_user_error(error)
     elif isinstance(error, Interrupted | KeyboardInterrupt):
         if is_writer:
-            hint = f"; resume={spec.run_dir} goes on with it" if "resume" in spec.config else ""
+            from binventory.config.compose import pasteable  # only here: a rank needs nothing else of Hydra's
+
+            hint = f"; {pasteable('resume', spec.run_dir)} goes on with it" if "resume" in spec.config else ""
             print(f"{error or 'stopped by SIGINT'}: {spec.run_dir}{hint}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         if is_writer:  # the machine's fault: one line says what to mend, status.json has the traceback
@@ -165,7 +171,7 @@ def _write_provenance(spec: JobSpec, run_dir: Path) -> None:
         before = json.loads(path.read_text())
         earlier = [*before.pop("earlier_attempts", []), before]
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
-    facts = {"started": started, **provenance(spec.overrides, spec.choices)}
+    facts = {"started": started, **provenance(spec.overrides, spec.choices, spec.hydra_overrides)}
     write_json(path, {**facts, "earlier_attempts": earlier} if earlier else facts)
 
 

@@ -42,6 +42,12 @@ class JobSpec:
         runtime = self.config.get("hydra", {}).get("runtime", {})
         return {name: file for name, file in runtime.get("choices", {}).items() if not name.startswith("hydra/")}
 
+    @property
+    def hydra_overrides(self) -> list[str]:
+        """What was said on the command line of Hydra's own settings."""
+        said: list[str] = self.config.get("hydra", {}).get("overrides", {}).get("hydra", [])
+        return said
+
     def save(self, path: Path) -> None:
         """Write the spec as JSON, atomically, with secrets redacted."""
         write_json(path, self.saved())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import redact
+from binventory.config.compose import pasteable
 from binventory.errors import InputError, UserError
 from binventory.files import write_text
 from binventory.launch.endings import judge, judge_foreign
@@ -32,6 +34,7 @@ from binventory.launch.runner import (
 )
 from binventory.reports.sweep_table import SweepDisplay
 from binventory.tracking.epochs import read_epochs
+from binventory.tracking.resume import override_key
 from binventory.tracking.run_folder import RunFolder, request_prune
 from binventory.tracking.sweep_record import SWEEP_FILE, SweepJob, SweepRecord, now
 
@@ -69,7 +72,7 @@ class Sweep:
         said = [text for text in of_hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
         objective = OmegaConf.select(config, "objective_metric", default=None)
         name = self.task_name or str(config.hydra.job.name)
-        task_overrides = [text for text in of_task if not text.startswith("resume_sweep=")]
+        task_overrides = [text for text in of_task if override_key(text) != "resume_sweep"]
         self.record = SweepRecord(self.folder, name, [*said, *task_overrides], objective)
         self._take_folder(is_resumed=OmegaConf.select(config, "resume_sweep", default=None) is not None, config=config)
         self._display = SweepDisplay(self.record)
@@ -77,9 +80,8 @@ class Sweep:
     def _take_folder(self, *, is_resumed: bool, config: DictConfig) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not is_resumed and (self.folder / SWEEP_FILE).exists() and self.task_name is not None:
-            raise InputError(
-                f"hydra.sweep.dir={self.folder}: holds a sweep; resume_sweep={self.folder} goes on with it"
-            )
+            again = pasteable("resume_sweep", self.folder)
+            raise InputError(f"hydra.sweep.dir={self.folder}: holds a sweep; {again} goes on with it")
         self._lock = RunFolder(self.folder)
         self._lock.open()
         if is_resumed:
@@ -196,9 +198,9 @@ class Sweep:
         self.record.write("preempted" if self.signum else "failed" if code else "running" if is_open else "done", code)
         self._display.print_table()
         if self._has_detached:
-            print(f"binventory sagemaker attach {self.folder} collects what runs on", flush=True)
+            print(f"binventory sagemaker attach {shlex.quote(str(self.folder))} collects what runs on", flush=True)
         if code and self.task_name is not None:
-            print(f"resume_sweep={self.folder} runs what is not done", flush=True)
+            print(f"{pasteable('resume_sweep', self.folder)} runs what is not done", flush=True)
         return code
 
     def returns(self, batch_size: int | None) -> list[list[JobReturn]]:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from binventory.config.compose import pasteable
 from binventory.errors import InputError
 from binventory.launch.endings import judge
 from binventory.launch.handle import JobHandle
@@ -54,7 +55,7 @@ def attach(sweep: Path, poll_s: float) -> int:
         if unsent:
             print(f"{len(unsent)} jobs were never sent", flush=True)
         if code:
-            print(f"resume_sweep={sweep} runs what is not done", flush=True)
+            print(f"{pasteable('resume_sweep', sweep)} runs what is not done", flush=True)
         return code
     finally:
         lock.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional  # noqa: UP035  OmegaConf resolves these at run time
 
 from binventory.config.capture import redact
+from binventory.config.paths import as_path
 from binventory.errors import ConfigError
 from binventory.sagemaker.names import check_s3_uri
 from binventory.sagemaker.request import JobSettings
@@ -88,6 +89,9 @@ class LaunchSettings:
             ConfigError: a value cannot be; names its key.
         """
         plain = {name: value for name, value in node.items() if name != "_target_"}
+        for name in ("data", "source_dir"):
+            if isinstance(plain.get(name), str):
+                plain[name] = as_path(f"{PREFIX}{name}", plain[name])
         settings = cls(**plain)
         settings.check()
         return settings

@@ -249,6 +249,7 @@ def project_root(source_dir: str | None) -> Path:
 
 
 def _variables(spec: JobSpec) -> dict[str, str]:
-    """Classes that the user's own command line names may be made there too."""
+    """What the user's own command line allows and sets there: classes that may be made, and Hydra's variables."""
     allowed = spec.environment()[ALLOW_VARIABLE]
-    return {ALLOW_VARIABLE: allowed} if allowed else {}
+    variables: dict[str, str] = spec.config.get("hydra", {}).get("job", {}).get("env_set", {})
+    return {**({ALLOW_VARIABLE: allowed} if allowed else {}), **variables}

@@ -21,16 +21,20 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance(overrides: Sequence[str], choices: Mapping[str, str | None]) -> dict[str, Any]:
+def provenance(
+    overrides: Sequence[str], choices: Mapping[str, str | None], hydra_overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return plain values for `provenance.json`; data and device facts are added by the task that knows them.
 
     Args:
         overrides: what was said on the command line.
         choices: the file that each config group was taken from.
+        hydra_overrides: what was said of Hydra's own settings.
     """
     return {
         "command": [redact_text(argument) for argument in sys.argv],
         "overrides": [redact_text(override) for override in overrides],
+        "hydra_overrides": [redact_text(override) for override in hydra_overrides],
         "choices": dict(choices),
         "working_dir": str(Path.cwd()),
         "git": git_facts(),

@@ -38,6 +38,14 @@ HARMLESS = (
 )  # fmt: skip
 
 
+# Of Hydra's settings: what a file may say of how a run goes on, and what only the user may, for it can run anything.
+OF_HYDRA = ("hydra.verbose", "hydra.output_subdir", "hydra.job.name")
+USERS_OWN = (
+    "hydra.job.env_set", "hydra.job.env_copy", "hydra.callbacks", "hydra/callbacks", "hydra.job_logging",
+    "hydra/job_logging",
+)  # fmt: skip
+
+
 def find_run(task: str, config: dict[str, Any], patterns: Sequence[str]) -> Path | None:
     """Return the newest run of this task and config that is not done and that no process writes.
 
@@ -90,15 +98,23 @@ def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[
     """
     if not (run_dir / "provenance.json").is_file() or _status(run_dir).get("task") != task_path(task):
         raise InputError(f"resume={run_dir}: not the run folder of a {task} run; name one, or take resume=auto")
-    said = _read_provenance(run_dir).get("overrides")
-    before = [line for line in said if isinstance(line, str)] if isinstance(said, list) else []
+    facts = _read_provenance(run_dir)
+    before, of_hydra = (_texts(facts.get(name)) for name in ("overrides", "hydra_overrides"))
     if is_older(run_dir / "config.yaml"):
         before = upgrade_overrides(before)
     named = {override_key(override) for override in added}
+    for override in of_hydra:
+        key = override_key(override)
+        if _is_below(key, USERS_OWN) and not any(_is_below(key, (name,)) for name in named):
+            raise ConfigError(
+                f"resume={run_dir}: its command had {override}, which is not taken from a file; give it again, or"
+                " another value"
+            )
+    before += [override for override in of_hydra if override_key(override) in OF_HYDRA]
     kept = [override for override in before if override_key(override) not in {*named, "resume", "resume_changed"}]
     if hidden := [override for override in kept if REDACTED in override]:
         raise ConfigError(f"resume={run_dir}: {hidden[0]} was a secret and is not kept; give it again")
-    check_overrides(kept, str(run_dir / "provenance.json"))
+    check_overrides(kept, str(run_dir / "provenance.json"), of_hydra=OF_HYDRA)
     return [*kept, *added]
 
 
@@ -181,6 +197,10 @@ def _read_provenance(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'provenance.json'}: cannot be read ({error})") from error
     return read if isinstance(read, dict) else {}
+
+
+def _texts(read: Any) -> list[str]:
+    return [line for line in read if isinstance(line, str)] if isinstance(read, list) else []
 
 
 def task_path(task: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
+from binventory.config.paths import as_path
 from binventory.errors import InputError
 from binventory.files import remove_leftovers, write_json
 
@@ -51,12 +52,12 @@ def make_run_folder(parent: Path) -> Path:
 
 def register_resolvers() -> None:
     """Register `run_dir` and `sweep_dir`, which make the folder the first time Hydra asks and then keep to it."""
-    OmegaConf.register_new_resolver(
-        "run_dir", lambda root, task: str(make_run_folder(Path(root) / task)), use_cache=True, replace=True
-    )
-    OmegaConf.register_new_resolver(
-        "sweep_dir", lambda root: str(make_run_folder(Path(root) / "sweeps")), use_cache=True, replace=True
-    )
+
+    def made(root: str, name: str) -> str:
+        return str(make_run_folder(Path(as_path("paths.output_dir", root)) / name))
+
+    OmegaConf.register_new_resolver("run_dir", made, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", lambda root: made(root, "sweeps"), use_cache=True, replace=True)
 
 
 def request_prune(run_dir: Path) -> None:

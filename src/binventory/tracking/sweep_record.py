@@ -226,7 +226,7 @@ def overrides_to_resume_sweep(folder: Path, task: str, added: Sequence[str]) -> 
     if saved["task"] != task:
         raise InputError(f"resume_sweep={folder}: a sweep of {saved['task']}.py, not of {task}.py")
     before = [text for text in saved["overrides"] if isinstance(text, str)]
-    added = [text for text in added if not text.startswith("resume_sweep=")]
+    added = [text for text in added if override_key(text) != "resume_sweep"]
     named = {override_key(text) for text in added}
     kept = [text for text in before if override_key(text) not in named]
     secret_keys = {override_key(text) for text in before if REDACTED in text}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -151,7 +152,8 @@ class BinWandbLogger(WandbLogger):
             finally:
                 _end_session(self.run_dir)
             if is_offline:
-                print(f"W&B was offline: `binventory wandb sync {self.run_dir}` sends the run", flush=True)
+                command = f"binventory wandb sync {shlex.quote(str(self.run_dir))}"
+                print(f"W&B was offline: `{command}` sends the run", flush=True)
 
         self._tell("the end of the run", tell)
 

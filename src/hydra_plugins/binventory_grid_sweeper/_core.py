@@ -35,7 +35,7 @@ def run_grid(
             launcher.show_requests(grid)  # type: ignore[attr-defined]
             return []
         sweep = Sweep(launcher, task, config)
-        check_same_jobs(sweep, grid)
+        grid = in_recorded_order(sweep, grid)
     with sweep.running():
         earlier = {job.number: job for job in sweep.jobs}
         for number, overrides in enumerate(grid):
@@ -76,11 +76,28 @@ def combinations(context: HydraContext, params: dict[str, Any], arguments: Seque
     return [list(combination) for combination in itertools.product(*choices.values())]
 
 
-def check_same_jobs(sweep: Sweep, grid: Sequence[Sequence[str]]) -> None:
-    """Refuse to go on with a sweep whose jobs are not those of the grid: presets may have changed since."""
+def in_recorded_order(sweep: Sweep, grid: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a grid in which each job that a sweep has already keeps its number: shuffle() has another order each time.
+
+    Raises:
+        ConfigError: a job of the sweep is none of the grid's: presets may have changed since.
+    """
+    # Sorted: what is given again comes last on the command line. A key comes once.
+    left = {number: sorted(redact(list(overrides))) for number, overrides in enumerate(grid)}
+    ordered: dict[int, list[str]] = {}
     for job in sweep.jobs:
-        if job.number >= len(grid) or redact(list(job.overrides)) != redact(list(grid[job.number])):
+        own = sorted(redact(list(job.overrides)))
+        # The same place first: two jobs may differ in nothing but a secret.
+        same = (
+            job.number if left.get(job.number) == own else next((n for n, found in left.items() if found == own), None)
+        )
+        if same is None:
             raise ConfigError(
                 f"resume_sweep={sweep.folder}: job {job.number} was {' '.join(job.overrides)}, and is another one now;"
                 " start a new sweep"
             )
+        del left[same]
+        ordered[job.number] = list(grid[same])
+    free = (number for number in itertools.count() if number not in ordered)
+    ordered |= {number: list(grid[place]) for number, place in zip(free, left, strict=False)}
+    return [ordered[number] for number in sorted(ordered)]

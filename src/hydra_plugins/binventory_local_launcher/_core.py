@@ -92,7 +92,8 @@ class LocalJobs:
             if self.composer.task_name is None:
                 return self._foreign_work(handle, composed)
             handle.run_dir = resume_dir or Path(composed.hydra.runtime.output_dir)
-            return _frozen_work(self.composer.freeze(handle, composed, resume_dir))
+            spec = self.composer.freeze(handle, composed, resume_dir)
+            return _frozen_work(spec, self.composer.pack_own(composed, spec))
         return None
 
     def _foreign_work(self, handle: JobHandle, composed: DictConfig) -> Work:
@@ -109,11 +110,11 @@ class LocalJobs:
         self.composer.end(handle, None if answer is None else _read_answer(answer))
 
 
-def _frozen_work(spec: JobSpec) -> Work:
+def _frozen_work(spec: JobSpec, packed: bytes) -> Work:
     path = Path(spec.run_dir) / "job.json"
     spec.save(path)
     environment = {**os.environ, **spec.environment()}
-    return Work(run_frozen, (str(path), environment), _num_gpus(spec))
+    return Work(run_frozen, (str(path), environment, packed), _num_gpus(spec))
 
 
 def _check(asked: LocalLauncher) -> None:

@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.check import check_config
+from binventory.config.compose import as_job
 from binventory.errors import ConfigError
 from binventory.launch.sweep import Sweep, one_line_errors
 from binventory.metrics.direction import direction
+from binventory.tracking.resume import override_key
 from hydra_plugins.binventory_optuna_sweeper._results import best_trial, describe_best, write_results
 from hydra_plugins.binventory_optuna_sweeper._search import Search
 from hydra_plugins.binventory_optuna_sweeper._space import Space, read_space
@@ -29,6 +31,7 @@ from hydra_plugins.binventory_optuna_sweeper._study import (
     check_same_space,
     check_searchable,
     check_settings,
+    choices_so_far,
     open_study,
 )
 from hydra_plugins.binventory_optuna_sweeper.optuna_sweeper import OptunaSweeperConf
@@ -43,7 +46,7 @@ def run_sweep(
 ) -> list[Sequence[JobReturn]]:
     """Do what `OptunaSweeper.sweep` promises."""
     task_name: str | None = getattr(task, "task_name", None)
-    arguments = [text for text in arguments if not text.lstrip("+").startswith("resume_sweep=")]
+    arguments = [text for text in arguments if override_key(text) != "resume_sweep"]
     with one_line_errors() if task_name is not None else nullcontext():
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         check_settings(settings)
@@ -57,6 +60,7 @@ def run_sweep(
         sweep = Sweep(launcher, task, config)
         is_resumed = OmegaConf.select(config, "resume_sweep", default=None) is not None
         study = open_study(settings, sweep.folder, way, is_resumed=is_resumed)
+        space = space.ordered_as(choices_so_far(study))
         check_same_space(study, space.distributions)
     with sweep.running():
         returned = Search(settings, space, study, sweep, metric).run()
@@ -81,7 +85,8 @@ def _try_out(space: Space, config_loader: ConfigLoader, config: DictConfig, task
             reason = " ".join(str(error).splitlines()[:2])
             raise ConfigError(f"{' '.join(overrides)}: cannot be composed ({reason})") from error
         if task_name is not None:
-            check_config(task_name, configs[-1])
+            with as_job(configs[-1], 0):
+                check_config(task_name, configs[-1])
     return configs[0]
 
 

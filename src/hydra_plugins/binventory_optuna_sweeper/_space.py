@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -77,6 +77,23 @@ class Space:
         for parameter in self._parameters():
             for value in parameter.ends()[1:]:
                 yield {**first, parameter.name: value}
+
+    def ordered_as(self, earlier: Mapping[str, Sequence[Any]]) -> Space:
+        """Return the space with its choices in the order that they had in an earlier process: shuffle() has others.
+
+        Args:
+            earlier: choices by name; those that are not the same values are left as they are.
+        """
+
+        def ordered(entry: str | Parameter) -> str | Parameter:
+            if isinstance(entry, str) or not isinstance(entry.distribution, CategoricalDistribution):
+                return entry
+            before = earlier.get(entry.name, ())
+            if sorted(map(repr, before)) != sorted(map(repr, entry.distribution.choices)):
+                return entry
+            return replace(entry, distribution=CategoricalDistribution(before))
+
+        return Space(tuple(ordered(entry) for entry in self.entries))
 
     def _parameters(self) -> list[Parameter]:
         return [entry for entry in self.entries if isinstance(entry, Parameter)]

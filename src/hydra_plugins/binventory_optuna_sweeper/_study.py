@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -142,6 +143,16 @@ def _study_name(settings: OptunaSweeperConf, folder: Path, names: list[str], *, 
         return given
     again = (f"{folder.name}-{number}" for number in itertools.count(2))  # another program's, run in one folder again
     return next(name for name in itertools.chain([folder.name], again) if name not in names)
+
+
+def choices_so_far(study: optuna.Study) -> dict[str, Sequence[Any]]:
+    """Return the choices that a resumed study drew from, by the parameters' names."""
+    return {
+        name: values.choices
+        for trial in study.get_trials(deepcopy=False)
+        for name, values in trial.distributions.items()
+        if isinstance(values, CategoricalDistribution)
+    }
 
 
 def check_same_space(study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:

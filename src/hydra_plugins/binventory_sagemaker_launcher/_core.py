@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,9 +32,13 @@ from binventory.sagemaker.record import JobRecord, keep_sweep_name, read_record,
 from binventory.sagemaker.settings import LaunchSettings
 from binventory.sagemaker.submit import MANIFEST, Launch, Submission
 from binventory.tracking.provenance import git_facts
+from binventory.tracking.resume import override_key
 from binventory.tracking.run_folder import RunFolder
 
 LOOK_S = 0.1
+
+# Settings of Hydra for the process that a job runs in, which is none of Hydra's here.
+OF_JOB_PROCESS = ("hydra.verbose", "hydra.job_logging", "hydra.output_subdir")
 
 
 class SageMakerJobs:
@@ -53,6 +58,8 @@ class SageMakerJobs:
         self.composer = Composer(
             context, task, config, launcher="sagemaker", allow_pickled_task=settings.allow_pickled_task
         )
+        if self.composer.task_name is not None:
+            _refuse_around_jobs(context, config)
         lets_go = not settings.wait or settings.on_interrupt == "detach"
         if lets_go and self.composer.task_name is None:
             raise ConfigError("hydra.launcher: only jobs of binventory can be left to run on; wait, and stop them")
@@ -298,6 +305,28 @@ class SageMakerJobs:
         del self._running[handle]
         self._ended.append(handle)
         self._has_no_quota = False
+
+
+def _refuse_around_jobs(context: HydraContext, config: DictConfig) -> None:
+    """Refuse what Hydra would do around a job, in its container.
+
+    Raises:
+        ConfigError: a callback of jobs, or how they log.
+    """
+    for callback in context.callbacks.callbacks:
+        for name in ("on_job_start", "on_job_end"):
+            if getattr(type(callback), name, None) not in (None, getattr(Callback, name)):
+                raise ConfigError(
+                    f"hydra.callbacks: {type(callback).__name__}.{name} is for the process of a job, which"
+                    " hydra/launcher=sagemaker starts elsewhere; leave it out, or take hydra/launcher=local"
+                )
+    said = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)  # some can only be answered in a job
+    assert isinstance(said, list)
+    for text in map(str, said):
+        if override_key(text).replace("/", ".").startswith(OF_JOB_PROCESS):
+            raise ConfigError(
+                f"{text}: is for the process of a job, which hydra/launcher=sagemaker starts elsewhere; leave it out"
+            )
 
 
 def _facts(submission: Submission) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from binventory.config.paths import as_path
 from binventory.errors import InputError
 from binventory.files import write_text
 
@@ -25,7 +26,7 @@ REQUIREMENT = "sagemaker-training==5.1.4"
 
 def cache_folder() -> Path:
     """Where the environment is kept: BINVENTORY_CACHE_DIR as in `paths.cache_dir`, else .cache of this folder."""
-    return Path(os.environ.get("BINVENTORY_CACHE_DIR", ".cache"))
+    return Path(as_path("BINVENTORY_CACHE_DIR", os.environ.get("BINVENTORY_CACHE_DIR", ".cache")))
 
 
 def toolkit_python(cache: Path | None = None) -> Path:

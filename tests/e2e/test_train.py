@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from binventory.data.datamodule import limit_batches
 from tests.resume.jobs import Jobs
 from tests.running import TINY, Run, latest
 from tests.sweeps.running import fails_in_one_line, sweep_here
@@ -187,13 +188,12 @@ def make_older(run: Path) -> None:
 def test_limits_of_batches_count_as_lightnings_do_and_older_runs_keep_theirs(
     workplace: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert [limit_batches(limit, 6) for limit in (1, 1.0, 0.5, 0.01, 7, None)] == [1, 6, 3, 1, 7, None]
     limited = ["trainer.limit_train_batches=1", "trainer.limit_test_batches=1.0", "trainer.max_epochs=1"]
     done = run("train", *TINY, *limited, "trainer.limit_val_batches=0.5")
     figures = read_json(done / "metrics.json")
     assert [row["step"] for row in read_csv(done / "metrics.csv")] == ["1"]
     assert (figures["val"]["num_images"], figures["test"]["num_images"]) == (19, 48)  # the one batch, both batches
-    overfitted = run("train", *TINY, "trainer.overfit_batches=0.5", "trainer.max_epochs=1")
-    assert read_json(overfitted / "metrics.json")["val"]["num_images"] == 3 * 32  # of six batches
     make_older(done)
     line = fails_in_one_line(capsys, workplace, f"resume={done}", "trainer.limit_train_batches=1.0")
     assert "limit_train_batches: 1 -> 1.0" in line

@@ -197,7 +197,7 @@ def test_a_shuffled_sweep_goes_on_in_its_order(
         ("+hydra.job.env_set.X=${oc.env:NOT_THERE}", "hydra.job.env_set.X"),
         ("hydra.job.env_copy=[NOT_THERE]", "NOT_THERE: no such environment variable"),
         ("-m hydra/launcher=sagemaker_local hydra.verbose=true", "hydra.verbose=true"),
-        ("-m hydra/launcher=sagemaker_local hydra/job_logging=none", "hydra/job_logging=none"),
+        pytest.param("-m hydra/launcher=sagemaker_local hydra/job_logging=none", "job_logging", marks=pytest.mark.long),
         (
             "-m hydra/launcher=sagemaker_local +hydra.callbacks.hook._target_=tests.launch.noting.Hook"
             " +hydra.callbacks.hook.path=notes",
@@ -223,13 +223,14 @@ NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 ODD = st.text("a1'\"\\$ {}=,()[]:~*?|#&;<>é\n\t.-/@%+!`", min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(NAMES | ODD | st.sampled_from(["null", "true", "1e3", "${oc.env:HOME}", "\\${x}", "it's conf", "a\\", "~"]))
 def test_a_printed_override_can_be_pasted_whatever_it_names(name: str) -> None:
     (word,) = shlex.split(pasteable("resume", name))
     assert value_of(word) == name
 
 
+@pytest.mark.long
 def test_the_line_of_a_stopped_run_can_be_pasted(
     workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

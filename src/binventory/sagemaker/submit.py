@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Launch:
         settings: checked ones; `role_arn` and `s3_uri` are set.
         aws: where jobs are sent.
         sweep: see `record.sweep_name`.
-        logger: choice of the sweep's logger group, which says what extras jobs need.
+        loggers: the sweep's loggers by name, which say what extras jobs need.
 
     Attributes:
         folder: the prefix on S3 that everything lies below.
@@ -85,7 +86,7 @@ class Launch:
         ConfigError, InputError: the source cannot be packed, or AWS has no image.
     """
 
-    def __init__(self, settings: LaunchSettings, aws: Aws, sweep: str, logger: str | None) -> None:
+    def __init__(self, settings: LaunchSettings, aws: Aws, sweep: str, loggers: Collection[str]) -> None:
         assert settings.s3_uri is not None
         self._settings, self._aws, self._sweep = settings, aws, sweep
         bucket, prefix = split_folder(settings.s3_uri)
@@ -94,18 +95,18 @@ class Launch:
         self._image = settings.image_uri or default_image(aws.region, settings.instance_type)
         self._jobs = settings.job_settings(self._image)
         with tempfile.TemporaryDirectory(prefix="binventory-source-") as folder:
-            self._archive = self._pack(Path(folder), logger)
+            self._archive = self._pack(Path(folder), loggers)
             self.manifest = self._archive.manifest()
             self._archive_bytes = self._archive.path.read_bytes()
         self.source_uri = f"{self.folder.uri}/{SOURCE_FOLDER}/{self._archive.sha256}.tar.gz"
         self._inputs = InputSender(self.folder, settings.data, sends=not settings.dry_run)
 
-    def _pack(self, folder: Path, logger: str | None) -> SourceArchive:
+    def _pack(self, folder: Path, loggers: Collection[str]) -> SourceArchive:
         settings = self._settings
         root = project_root(settings.source_dir)
         extras = settings.extras
         if extras is None:
-            extras = ["s3", *(name for name in LOGGER_EXTRAS if name == logger)]
+            extras = ["s3", *(name for name in LOGGER_EXTRAS if name in loggers)]
         python = None if settings.local else python_of(self._image)
         requirements = container_requirements(root, extras, python)
         return write_source(

@@ -84,8 +84,10 @@ class SageMakerJobs:
         self._is_name_kept = False
         try:
             self._aws = Aws(settings.region)
-            logger = OmegaConf.select(config, "hydra.runtime.choices.logger", default=None)
-            self._launch = Launch(settings, self._aws, self._name, logger)
+            # Not the group's choice, which Hydra does not tell where there are several.
+            loggers = OmegaConf.select(config, "logger", default=None)
+            names = list(map(str, loggers)) if OmegaConf.is_dict(loggers) else []
+            self._launch = Launch(settings, self._aws, self._name, names)
             if not settings.dry_run:
                 self._launch.send_source()
         except UserError:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from binventory.config.compose import compose_checked
@@ -81,6 +84,117 @@ def test_wrong_weights_are_named(weights: Path, tmp_path: Path, fault: str, said
         make_backbone(name, path, 5)
     assert path in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return dict(make_backbone("test_resnet", "none", 1000).state_dict())
+
+
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def content(kind: str, state: dict[str, torch.Tensor]) -> Any:
+    """Return what a file of these weights may hold, other weights beside them or not."""
+    other = {key: value + 1 for key, value in state.items()}
+    kinds: dict[str, Callable[[], Any]] = {
+        "plain": lambda: state,
+        "without counters": lambda: {key: value for key, value in state.items() if "num_batches" not in key},
+        "beside plain values": lambda: {**state, "epoch": 3, "arch": "resnet"},
+        "state_dict_ema": lambda: {"state_dict": other, "state_dict_ema": state},
+        "model_ema": lambda: {"model": other, "model_ema": state, "epoch": 3},
+        "no average yet": lambda: {"state_dict": state, "state_dict_ema": None},
+        "model_state_dict": lambda: {"model_state_dict": state, "optimizer": {"state": {}}},
+        "options": lambda: {"state_dict": state, "args": argparse.Namespace(lr=0.1, model="test_resnet")},
+        "wrapped": lambda: prefixed("_orig_mod.module.", state),
+        "averaged": lambda: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
+        "lightning": lambda: {"state_dict": {**prefixed("model.", state), "loss.weight": torch.ones(3)}},
+        "ours": lambda: {
+            "state_dict": {**prefixed("network.backbone.", state), "network.normalize.mean": torch.ones(3)}
+        },
+        "double": lambda: {key: value.double() if value.is_floating_point() else value for key, value in state.items()},
+    }
+    return kinds[kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("plain", "w.PTH"),
+        ("plain", "no ending"),
+        ("without counters", "w.pth"),
+        ("beside plain values", "w.pt"),
+        ("state_dict_ema", "w.pth.tar"),
+        ("model_ema", "w.bin"),
+        ("no average yet", "w.pth"),
+        ("model_state_dict", "w.pth"),
+        ("options", "w.pth.tar"),
+        ("wrapped", "w.pth"),
+        ("averaged", "w.pth"),
+        ("lightning", "w.ckpt"),
+        ("ours", "last.ckpt"),
+        ("double", "w.pth"),
+    ],
+)
+def test_what_timm_loads_is_loaded_with_the_same_choice(
+    kind: str, name: str, state: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / name
+    torch.save(content(kind, state), path)
+    with caplog.at_level("INFO", "binventory"):
+        loaded = make_backbone("test_resnet", str(path), 5).state_dict()
+    body = [key for key in loaded if not key.startswith("fc.") and "num_batches" not in key]
+    assert len(body) > 20
+    for key in body:
+        assert torch.equal(loaded[key], state[key]), key
+        assert loaded[key].dtype == torch.float32
+    assert "its classifier is ignored (fc.weight (1000, " in caplog.text
+    if kind in ("state_dict_ema", "model_ema"):
+        assert f"took {kind}, not {kind.replace('_ema', '')}" in caplog.text
+    if kind not in ("lightning", "ours", "model_state_dict"):  # those timm itself does not know
+        theirs = timm.models.load_state_dict(str(path))
+        assert torch.equal(theirs["conv1.0.weight"], state["conv1.0.weight"].to(theirs["conv1.0.weight"].dtype))
+
+
+def test_names_of_an_older_version_are_those_that_timm_knows(tmp_path: Path) -> None:
+    """DenseNet as torchvision published it: `norm.1` for `norm1`, and no counters."""
+    state = make_backbone("densenet121", "none", 1000).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    torch.save({key: value for key, value in old.items() if "num_batches" not in key}, tmp_path / "densenet.pth")
+    loaded = make_backbone("densenet121", str(tmp_path / "densenet.pth"), 5).state_dict()
+    key = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(loaded[key], state[key])
+
+
+def test_tensors_that_are_one_are_saved_once(tmp_path: Path) -> None:
+    network = make_backbone("coat_lite_tiny", "none", 5)
+    save_model(network, str(tmp_path / "shared.safetensors"))
+    loaded = make_backbone("coat_lite_tiny", str(tmp_path / "shared.safetensors"), 5).state_dict()
+    state = network.state_dict()
+    assert len(load_file(tmp_path / "shared.safetensors")) < len(state)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items() if not key.startswith("head."))
+
+
+def test_a_file_that_cannot_be_taken_says_what_to_do(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.ckpt"
+    for held, said in (
+        (
+            {"state_dict": state, "config": Preprocessing(32)},
+            "objects other than tensors: .*Preprocessing.*save its state",
+        ),
+        ({**prefixed("model.", state), **prefixed("ema.", state)}, r"more than once \(ema.…, model.…\); save the one"),
+        ({**state, "conv1.0.weight": torch.ones(2, 1, 3, 3)}, r"\(2, 1, 3, 3\) instead of \("),
+        ({**state, "conv1.0.weight": state["conv1.0.weight"].double() * 1e300}, "NaN or infinity"),
+    ):
+        torch.save(held, path)
+        with pytest.raises(InputError, match=said) as error:
+            make_backbone("test_resnet", str(path), 5)
+        assert str(error.value).isprintable()
+    with pytest.raises(InputError, match="not a file"):
+        make_backbone("test_resnet", str(tmp_path), 5)
 
 
 def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,9 +22,19 @@ LOCAL_READERS = tuple(
     f"binventory.data.sources.{name}"
     for name in ("bucket.BucketSource", "imagefolder.ImageFolderSource", "table.TableSource")
 )
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 FLOAT16_NEEDS_GPU = "trainer.precision=16-mixed: float16 training needs a GPU; take 32-true or bf16-mixed"
 OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
+
+
+def is_weight_file(weights: str) -> bool:
+    """Return whether `model.weights` names a file, by its ending, a folder in it or because it is there; else a tag."""
+    if weights == "none":
+        return False
+    try:
+        return weights.lower().endswith(WEIGHT_FILES) or "/" in weights or Path(weights).is_file()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def cross_check(config: DictConfig, *, runs_here: bool = True) -> None:
@@ -84,7 +94,7 @@ def _weights_tag(config: Any) -> None:
     if "model" not in config or ":" in config.model.name:
         return
     name, weights = config.model.name, config.model.weights
-    if weights in ("none", f"{name}.tv_in1k") or Path(weights).suffix in WEIGHT_FILES:
+    if weights in ("none", f"{name}.tv_in1k") or is_weight_file(weights):
         return
     from binventory.models.timm_alone import check_weights_tag
 
@@ -243,7 +253,7 @@ def _files(config: Any) -> None:
             _must_exist("data.source", config.data.source)
         for name in ("file_list", "split_list"):
             _check_list(f"data.{name}", config.data[name])
-    if "model" in config and Path(config.model.weights).suffix in WEIGHT_FILES:
+    if "model" in config and is_weight_file(config.model.weights):
         _must_exist("model.weights", config.model.weights)
     if config.get("init_from") is not None:
         _must_exist("init_from", config.init_from)

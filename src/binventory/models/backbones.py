@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from binventory.config.cross_checks import WEIGHT_FILES
-from binventory.errors import ConfigError, InputError
+from binventory.config.cross_checks import is_weight_file
+from binventory.errors import ConfigError
 from binventory.models.stages import head_names, last_stage, name_of
 from binventory.models.timm_alone import check_model_name, check_weights_tag, timm
-
-log = logging.getLogger(__name__)
+from binventory.models.weight_files import load_weights, read_weights
 
 HUB_TIMEOUT_S = 10.0
 # A name can come from a bundle: it must not import or fetch whatever a stranger likes, as timm's hf-hub:… would.
@@ -30,7 +27,7 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
 
     Args:
         name: timm model name, e.g. resnet18; `binventory.models.FILE:NAME` imports the file that registers it first.
-        weights: `none`; a .safetensors, .pth, .pt or .bin file with timm's names; or a pretrained tag of timm's hub.
+        weights: `none`; a file, see `binventory.models.weight_files`; or a pretrained tag of timm's hub.
         num_outputs: width of the new head.
 
     Raises:
@@ -47,9 +44,9 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
         check_weights_tag(name.partition(".")[0], name)
     if weights == "none":
         return _create(name, num_outputs=num_outputs)
-    if Path(weights).suffix in WEIGHT_FILES:
+    if is_weight_file(weights):
         network = _create(name, num_outputs=num_outputs)
-        _load(network, read_weights(Path(weights)), source=f"model.weights={weights}", name=name)
+        load_weights(network, read_weights(Path(weights)), source=f"model.weights={weights}", name=name)
         return network
     return _from_hub(name, weights, num_outputs)
 
@@ -105,50 +102,6 @@ def _unreachable(weights: str, reason: object) -> str:
         f" ({' '.join(str(reason).split())[:160]});"
         " set model.weights=PATH of a .safetensors or .pth file, or model.weights=none"
     )
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running any code from the file.
-
-    Raises:
-        InputError: not a file of tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"model.weights={path}: no such file") from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"model.weights={path}: cannot read this file as weights ({reason})") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(
-            f"model.weights={path}: holds no state dict of tensors; save one with torch.save(model.state_dict())"
-        )
-    return {str(key): value for key, value in loaded.items()}
-
-
-def _load(network: nn.Module, state: dict[str, Tensor], *, source: str, name: str) -> None:
-    """Copy weights into everything but the head."""
-    own = network.state_dict()
-    head = {key for key in own if key.startswith(tuple(f"{prefix}." for prefix in head_names(network)))}
-    kept = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in head}
-    wrong = [key for key, value in kept.items() if value.shape != own[key].shape]
-    missing = sorted(set(own) - head - set(kept))
-    unexpected = sorted(set(state) - set(own))
-    if wrong or missing or unexpected:
-        kinds = (("missing", missing), ("unknown", unexpected), ("of another shape", wrong))
-        said = "; ".join(f"{len(keys)} {kind}, e.g. {keys[0]}" for kind, keys in kinds if keys)
-        raise InputError(f"{source}: not weights of {name} ({said}); name the file of this network or another model")
-    if not_finite := [key for key, value in kept.items() if not torch.isfinite(value.float()).all()]:
-        raise InputError(f"{source}: {not_finite[0]} holds NaN or infinity; the file is damaged")
-    network.load_state_dict(kept, strict=False)
-    log.info("%s: loaded %d tensors, new head", source, len(kept))
 
 
 def freeze(network: nn.Module, finetune: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from binventory.config.cross_checks import WEIGHT_FILES
+from binventory.config.cross_checks import is_weight_file
 from binventory.data.prepare import index_bins, split_bins, split_list_of
 from binventory.data.sources.file_list import FILE_LIST_NAME, REPORT_LIST, file_list_bytes, parse_file_list
 from binventory.data.sources.s3 import is_s3, naming, split_folder
@@ -212,7 +212,7 @@ _FILES = {
 def _is_local_file(dotted: str, value: str) -> bool:
     if is_s3(value) or value.startswith(CHANNEL_SCHEME) or (dotted in _LISTS and value == REPORT_LIST):
         return False
-    return dotted != "model.weights" or Path(value).suffix in WEIGHT_FILES
+    return dotted != "model.weights" or is_weight_file(value)
 
 
 def _parent(config: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from binventory.launch.runner import STOP_SIGNALS
+from binventory.signals import STOP_SIGNALS
 from tests.resume.jobs import Jobs
 from tests.running import ROOT, TINY, Run, run_here
 

@@ -69,6 +69,19 @@ def test_on_a_cluster_our_own_ranks_decide(cluster: str, num_ranks: int, signum:
     series.check_equals(lab.undisturbed(*overrides, num_ranks=num_ranks))
 
 
+@pytest.mark.parametrize("signum", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long)])
+def test_loader_workers_outlive_a_signal_to_all_processes(signum: str, lab: Lab) -> None:
+    """As scancel, systemd and a terminal that closes send it: photos are read until the run has saved."""
+    series = lab.series("data.num_workers=2", "data.cache=false", "trainer.max_epochs=500")
+    job = series.start()
+    while not list(series.output_dir.glob("train/*/checkpoints/last.ckpt")):
+        assert job.poll(timeout_s=0.02) is None, job.stderr
+    job.signal(signal.Signals[signum], group=True)
+    assert job.wait() == 143, job.stderr
+    assert series.status["state"] == "preempted"
+    assert "Traceback" not in job.stderr
+
+
 @pytest.mark.parametrize("signum", CODES)
 def test_before_the_first_step(signum: str, lab: Lab) -> None:
     """No checkpoint yet: the run is started over in the same folder."""

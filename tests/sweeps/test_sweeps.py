@@ -222,6 +222,25 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_sweep_whose_whole_process_group_is_signalled_waits_for_its_jobs(tmp_path: Path, signum: int) -> None:
+    """The server that jobs are forked from is in the group too."""
+    command = [
+        sys.executable, str(ROOT / "train.py"), "-m", *TINY, "seed=0,1", "hydra.launcher.n_jobs=2",
+        "trainer.max_epochs=3000", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    folders, deadline = [tmp_path / "sweep" / job for job in "01"], time.monotonic() + 200
+    while not all((folder / "checkpoints" / "last.ckpt").exists() for folder in folders):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signum)
+    assert process.wait(timeout=100) == 143
+    assert [RunFolder(folder).read_state() for folder in folders] == ["preempted", "preempted"]
+
+
+@pytest.mark.long
 def test_jobs_end_with_a_sweep_that_is_killed(workplace: Path) -> None:
     """SIGKILL to the sweep's own process: its jobs save and leave; nothing is lost. It ran on a terminal."""
     known = set(sweeps(workplace))

@@ -12,7 +12,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from binventory.distributed import is_distributed
-from binventory.launch.runner import stop_signals
+from binventory.signals import stop_signals
 
 POLL_S = 0.4  # between two times that ranks agree: a stop shall be reached within a second
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from binventory.cores import usable_cores
 from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import InputError
+from binventory.signals import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +229,7 @@ def decoded_batches(dataset: BinDataset, sampler: BatchSampler, num_workers: int
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -236,8 +240,22 @@ def _collate(samples: list[Sample]) -> Fetched:
     return (pixels, target, index), [sample.error for sample in samples if sample.error is not None]
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # A signal to all processes of a job is for the one that trains: it needs photos until it has saved.
+    for signum in STOP_SIGNALS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_at_word_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_word_of(parent: int) -> None:
+    """End this worker when its loader sends SIGTERM, and at nobody else's."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def default_num_workers(device_type: str, num_processes: int) -> int:

@@ -8,7 +8,7 @@ from hydra.core.utils import JobStatus
 
 from binventory.config.capture import one_line
 from binventory.errors import InputError
-from binventory.launch.runner import STOP_SIGNALS
+from binventory.signals import STOP_SIGNALS
 from binventory.tracking.run_folder import RunFolder
 from binventory.tracking.sweep_record import SweepJob
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binventory.launch.pool import GRACE_S, Share
+from binventory.signals import STOP_SIGNALS
 from binventory.streams import keep_streams_open
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def _imported(task: str) -> Any:
 def _settle(share: Share, environment: Mapping[str, str]) -> None:
     # A group of its own: Ctrl-C on the terminal is for the sweep, which passes it on, once.
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _end_with_parent()
     os.environ.clear()
     os.environ.update(environment)

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from binventory.cores import usable_cores
+from binventory.signals import STOP_SIGNALS
 
 POLL_S = 0.2
 GRACE_S = 90.0  # longer than a job gives its own ranks
@@ -150,7 +152,13 @@ class Pool:
         job.share = share
         # Not a daemon: those may have no children, and a job has loader workers and ranks.
         process = self._context.Process(target=work.target, args=(share, *work.args), daemon=False)
-        process.start()
+        # The server that the first one starts keeps this mask: a signal to the process group ends its jobs, not it.
+        resource_tracker.ensure_running()  # begun in between, it would unblock SIGINT and SIGTERM
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         job.process = process
         self.running.append(job)
         job.on_start()

@@ -21,14 +21,12 @@ from binventory.launch.runner import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
-    STOP_SIGNALS,
     execute,
     forget_foreign_ranks,
     ignore_signals,
-    passed_on,
-    stop_signals,
 )
 from binventory.launch.spec import JobSpec
+from binventory.signals import STOP_SIGNALS, passed_on, stop_signals
 from binventory.streams import keep_streams_open
 from binventory.tracking.run_folder import RunFolder
 

@@ -21,6 +21,7 @@ from binventory.config.capture import one_line, redact_text, save_config
 from binventory.errors import UserError
 from binventory.files import write_json
 from binventory.launch.spec import JobSpec
+from binventory.signals import STOP_SIGNALS, stop_signals
 from binventory.tracking.provenance import provenance
 from binventory.tracking.run_folder import RunFolder, State
 
@@ -30,8 +31,6 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 143
 
-# Besides Ctrl-C and SIGTERM what a terminal that closes and batch systems (Slurm, LSF, Grid Engine) warn a job with.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # What torchrun, srun scripts and operators describe a process's rank with; `run_ranks` does so for ours.
 RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
@@ -185,20 +184,6 @@ def import_task(task: str) -> Callable[..., Any]:
 def report_user_error(error: UserError) -> None:
     """Say what the user can mend, in one line, on stderr."""
     print(f"error: {one_line(str(error))}", file=sys.stderr)
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Return the signals that a job saves and leaves on.
-
-    SIGHUP and its like stay ignored where whoever started the process ignores them, as nohup does.
-    """
-    always = (signal.SIGINT, signal.SIGTERM)
-    return [signum for signum in STOP_SIGNALS if signum in always or signal.getsignal(signum) is not signal.SIG_IGN]
-
-
-def passed_on(signum: int) -> signal.Signals:
-    """Return what the other processes of a job get for a signal that this one got: Ctrl-C, or SIGTERM."""
-    return signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
 
 
 def _raise_on_signals() -> dict[signal.Signals, Any]:

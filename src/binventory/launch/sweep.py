@@ -28,11 +28,10 @@ from binventory.launch.runner import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
-    passed_on,
     report_user_error,
-    stop_signals,
 )
 from binventory.reports.sweep_table import SweepDisplay
+from binventory.signals import passed_on, stop_signals
 from binventory.tracking.epochs import read_epochs
 from binventory.tracking.resume import override_key
 from binventory.tracking.run_folder import RunFolder, request_prune

@@ -112,7 +112,7 @@ class FaultProxy:
             then nothing until `release` is set).
         answers: path -> body that takes the place of the server's, whose headers stay.
         left_out: headers that are not passed on, in lower case.
-        gets: path -> number of GETs. hanging: set once an answer hangs.
+        gets, heads: path -> number of GETs and HEADs. hanging: set once an answer hangs.
         delay_s: seconds that every body takes.
     """
 
@@ -121,6 +121,7 @@ class FaultProxy:
         self.answers: dict[str, bytes] = {}
         self.left_out: set[str] = set()
         self.gets: Counter[str] = Counter()
+        self.heads: Counter[str] = Counter()
         self.hanging = threading.Event()
         self.release = threading.Event()
         self.in_flight = self.max_in_flight = 0
@@ -166,7 +167,9 @@ class FaultProxy:
         path = unquote(urlsplit(request.path).path)
         fault = ""
         with self._lock:
-            if request.command == "GET":
+            if request.command == "HEAD":
+                self.heads[path] += 1
+            else:
                 self.gets[path] += 1
                 fault = (self.faults.get(path) or [""]).pop(0)
         status, headers, body = self._forward(request)

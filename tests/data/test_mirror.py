@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from binventory.data.inputs import list_inputs
 from binventory.data.prepare import IndexedBins, index_bins
-from binventory.data.sources import s3
+from binventory.data.sources import mirror, s3
 from binventory.data.sources.base import Listing
 from binventory.data.sources.bucket import BucketSource
 from binventory.data.sources.mirror import distrust
@@ -25,7 +26,7 @@ from tests.s3 import BUCKET, FaultProxy, draw_bins, odd_server, s3_client, s3_co
 PROFILE = "[default]\nservices = here\n[services here]\ns3 =\n  endpoint_url = {url}\n"
 
 
-LABELS = dict.fromkeys("123", 2) | dict.fromkeys("abc", 1)
+LABELS = dict.fromkeys("13", 2) | dict.fromkeys("ac", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -145,16 +146,38 @@ def test_relabelled_object_of_the_same_size(
             assert found.metadata is not None
             os.utime(found.metadata, (1_000_000_000, 1_000_000_000))
     s3_faults.gets.clear()
-    for bin_id in "13ab":
+    for bin_id in "1a":
         relabel(s3_server, bucket, bin_id, 5)
-    assert quantities(fetch(s3_faults.url, bucket, tmp_path)) == LABELS | dict.fromkeys("13ab", 5)
+    assert quantities(fetch(s3_faults.url, bucket, tmp_path)) == LABELS | dict.fromkeys("1a", 5)
     if not left_out:
-        assert set(s3_faults.objects()) - {"file_list.json"} == {f"{bin_id}.json" for bin_id in "13ab"}
+        assert set(s3_faults.objects()) - {"file_list.json"} == {f"{bin_id}.json" for bin_id in "1a"}
+
+
+@pytest.mark.parametrize("keys_a_hit", [20, 0])
+def test_many_files_of_a_list_are_looked_up_in_the_listing(
+    s3_server: str,
+    s3_faults: FaultProxy,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keys_a_hit: int,
+) -> None:
+    monkeypatch.setattr(mirror, "MIN_LISTED", 3)
+    monkeypatch.setattr(s3, "MAX_KEYS_A_HIT", keys_a_hit)
+    monkeypatch.setattr(s3, "PAGE_KEYS", 2)
+    by_file_list(s3_faults.url, bucket, tmp_path)
+    relabel(s3_server, bucket, "c", 5)
+    s3_faults.heads.clear()
+    s3_faults.gets.clear()
+    assert quantities(by_file_list(s3_faults.url, bucket, tmp_path)) == LABELS | {"c": 5}
+    names = [path for path in s3_faults.heads if path.endswith((".jpg", ".json"))]
+    assert len(names) == (0 if keys_a_hit else 4), "where they are far apart one page is looked at"
+    assert s3_faults.gets[f"/{bucket}"] == (4 if keys_a_hit else 2)
 
 
 def test_photo_of_a_table_that_was_replaced(s3_server: str, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
-        f"path,quantity\ns3://{bucket}/bin-images/1.jpg,1\ns3://{bucket}/bin-images/2.jpg,1\n"
+        f"path,quantity\ns3://{bucket}/bin-images/1.jpg,1\ns3://{bucket}/bin-images/3.jpg,1\n"
     )
     options: dict[str, Any] = {"file_list": None, "limit": None, "s3": s3_config(s3_server), "data_dir": tmp_path / "d"}
     source = TableSource(str(tmp_path / "t.csv"), **options)
@@ -180,11 +203,11 @@ def test_mirror_of_an_earlier_version_is_compared_and_kept(
 
 def test_object_that_was_removed_is_missing(s3_server: str, bucket: str, tmp_path: Path) -> None:
     by_file_list(s3_server, bucket, tmp_path)
-    for name in ("bin-images/2.jpg", "metadata/2.json", "bin-images/c.jpg"):
+    for name in ("bin-images/3.jpg", "metadata/3.json", "bin-images/c.jpg"):
         s3_client(s3_server).delete_object(Bucket=bucket, Key=name)
     listing = by_file_list(s3_server, bucket, tmp_path)
-    assert listing.absent == ("2",)
-    assert {found.id: found.photo is not None for found in listing.bins} == dict.fromkeys("13ab", True) | {"c": False}
+    assert listing.absent == ("3",)
+    assert {found.id: found.photo is not None for found in listing.bins} == dict.fromkeys("1a", True) | {"c": False}
 
 
 def test_file_that_is_damaged_here_is_fetched_again(s3_server: str, bucket: str, tmp_path: Path) -> None:
@@ -249,7 +272,7 @@ def test_server_that_ends_meanwhile(s3_faults: FaultProxy, bucket: str, tmp_path
     s3_faults.close()
     assert by_file_list(s3_faults.url, bucket, tmp_path) == first
     said = capsys.readouterr().err
-    assert f"warning: s3://{bucket}: 12 files are taken as they are here: the server does not say whether" in said
+    assert f"warning: s3://{bucket}: 8 files are taken as they are here: the server does not say whether" in said
 
 
 def test_server_that_has_trouble_of_its_own(bucket: str, s3_server: str, tmp_path: Path) -> None:
@@ -260,10 +283,34 @@ def test_server_that_has_trouble_of_its_own(bucket: str, s3_server: str, tmp_pat
         assert [found.problem for found in by_file_list(url, bucket, tmp_path).bins] == [None] * len(first.bins)
 
 
+def test_server_that_only_knows_get(tmp_path: Path) -> None:
+    content = b"old"
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if request.command == "HEAD":
+            request.send_error(501)
+            return
+        body = b"<ListBucketResult/>" if "list-type" in request.path else content
+        request.send_response(200)
+        request.send_header("ETag", f'"{body.decode()}"')
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    (tmp_path / "list.json").write_text('{"1": ["data/metadata/7.json"]}')
+    with odd_server(answer) as url:
+        (before,) = by_file_list(url, "bucket", tmp_path).bins
+        assert by_file_list(url, "bucket", tmp_path).bins[0] == before
+        content = b"new"
+        assert by_file_list(url, "bucket", tmp_path).bins[0].photo == before.photo
+    assert before.photo is not None
+    assert before.photo.read_bytes() == b"new"
+
+
 def test_object_that_may_no_longer_be_read_is_not_taken_from_the_mirror(
     s3_server: str, bucket: str, tmp_path: Path
 ) -> None:
     by_file_list(s3_server, bucket, tmp_path)
-    s3_client(s3_server).put_object_acl(Bucket=bucket, Key="bin-images/2.jpg", ACL="private")
+    s3_client(s3_server).put_object_acl(Bucket=bucket, Key="bin-images/3.jpg", ACL="private")
     problems = {found.id: found.problem for found in by_file_list(s3_server, bucket, tmp_path).bins}
-    assert problems == dict.fromkeys("13abc") | {"2": f"s3://{bucket}/bin-images/2.jpg: access denied (HTTP 403)"}
+    assert problems == dict.fromkeys("1ac") | {"3": f"s3://{bucket}/bin-images/3.jpg: access denied (HTTP 403)"}

@@ -88,7 +88,7 @@ def test_files_of_any_name(tmp_path_factory: pytest.TempPathFactory, names: list
         (folder / "bin-images" / os.fsdecode(name + b".jpg")).touch()
         (folder / "loose" / os.fsdecode(name + b".jpg")).touch()
     expected = {name for name in names if not name.startswith(b".")}
-    bins = {found.id: found for found in list_bins(folder)}
+    bins = {found.id: found for found in list_bins(folder).bins}
     assert {os.fsencode(found.photo) for found in bins.values() if found.photo} == {
         os.fsencode(folder / "bin-images") + b"/" + name + b".jpg" for name in expected
     }

@@ -73,7 +73,9 @@ class S3Config:
     region: Optional[str] = key("AWS region; null: boto3's own")
     max_concurrency: int = key("objects in flight", ge=1, le=256)
     max_attempts: int = key("tries of one object before it is given up", ge=1, le=100)
-    timeout_s: float = key("seconds without a byte after which a request is tried again", gt=0)
+    timeout_s: float = key(
+        "seconds without a byte, or below 1,024 bytes a second, after which a request is tried again", gt=0
+    )
 
 
 @dataclass

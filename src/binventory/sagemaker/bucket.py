@@ -64,9 +64,12 @@ class S3Folder:
 
         def send(client: Any, **where: str) -> bool:
             from boto3.exceptions import S3UploadFailedError
+            from boto3.s3.transfer import TransferConfig
 
             try:
-                client.upload_file(str(path), where["Bucket"], where["Key"], ExtraArgs=self._encryption())
+                # no threads of its own: after a signal the process would wait for them to send the whole file
+                options = {"ExtraArgs": self._encryption(), "Config": TransferConfig(use_threads=False)}
+                client.upload_file(str(path), where["Bucket"], where["Key"], **options)
             except S3UploadFailedError as error:
                 raise error.__context__ or error from None  # botocore's own, which says whether to try again
             return True

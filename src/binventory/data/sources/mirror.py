@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -33,6 +34,7 @@ from binventory.data.sources.workers import in_parallel
 from binventory.errors import InputError
 
 MAX_KEY_PART_BYTES = 249  # a file name holds 255; the temporary file's is 6 longer
+MIN_LISTED = 200  # files of one folder of which the server is asked by a listing, not one by one
 MD5 = re.compile(r"[0-9a-f]{32}")
 SECOND_NS = 10**9
 DISTRUSTED_NS = 0  # the time of a file that could not be decoded
@@ -211,7 +213,9 @@ def _is_marked(status: os.stat_result, there: S3Object) -> bool:
     is_as_large = there.size_bytes == status.st_size
     seconds, fraction_ns = divmod(status.st_mtime_ns, SECOND_NS)
     if there.etag is None:
-        return is_as_large and seconds >= (there.modified_s or 0)
+        # a time that is not an object's own is that of the download, by an earlier release
+        is_later = there.modified_s is None or (fraction_ns > 0 and seconds > there.modified_s)
+        return is_as_large and (is_later or seconds == there.modified_s)
     if not fraction_ns:  # a file system, or a copy, that keeps whole seconds
         return is_as_large and seconds == there.modified_s
     # some servers say 0 of every object that is only asked for by HEAD
@@ -265,8 +269,22 @@ class _Pool:
             if found is not None:
                 stale.append(found)
 
-        self._run(files, settle)
+        self._run(self._listed(files), settle)
         return stale
+
+    def _listed(self, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+        """Look up in a listing what is not known of many files of one folder: a request each would take longer."""
+        folders: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for file in files:
+            if file.there is None:
+                folders[file.bucket, file.key.rpartition("/")[0]].append(file.key)
+        there = {
+            (bucket, key): found
+            for (bucket, folder), keys in folders.items()
+            if len(keys) >= MIN_LISTED
+            for key, found in self._connection.listed(bucket, folder, keys).items()
+        }
+        return [replace(file, there=file.there or there.get((file.bucket, file.key))) for file in files]
 
     def fetch(self, files: Sequence[RemoteFile]) -> None:
         """Bring the files, but those that another process brought while this one waited for the lock."""

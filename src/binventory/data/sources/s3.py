@@ -6,11 +6,12 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -32,12 +33,15 @@ AWS_HOST = re.compile(
 )
 MIRRORS = "s3"  # the folder below `paths.data_dir` that holds them
 PAGE_KEYS = 1000  # the most that S3 lists in one answer
+MAX_OBJECTS = 10_000_000  # of one listing; the public bucket has a tenth
+MAX_KEYS_A_HIT = 20  # a listing in which fewer keys than one of so many are sought costs more than to ask for these
 MAX_EMPTY_PAGES = 100  # in a row; S3 itself has some where many objects were removed
 CHUNK_BYTES = 1 << 20
 MAX_BACKOFF_S = 20.0
 FIRST_BACKOFF_S = 0.2
 
 GONE = {"NoSuchKey", "NotFound", "404"}
+NO_HEAD = {"405", "501"}  # of servers that only know GET
 REFUSED = {"AccessDenied", "Forbidden", "403"}
 TRANSIENT = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"}
 WHOLE_BUCKET = {  # no object of the bucket would fare better
@@ -246,7 +250,7 @@ class S3Connection:
         options = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": min(page_keys, PAGE_KEYS)}
         if not recursive:
             options["Delimiter"] = "/"
-        latest, num_empty = b"", 0
+        latest, num_empty, num_objects = b"", 0, 0
         while True:
             uri = f"{SCHEME}{bucket}/{prefix}"
             objects, last, token = self._page(uri, options)
@@ -262,7 +266,36 @@ class S3Connection:
                 shown = printable(latest.decode("utf-8", "replace"))
                 raise InputError(f"{uri}: the server's listing does not advance beyond {shown!r}; is it an S3 server?")
             latest = last or latest
+            num_objects += len(objects)
+            if num_objects > MAX_OBJECTS:
+                raise InputError(f"{uri}: lists more than {MAX_OBJECTS:,} objects; name a prefix with fewer")
             options["ContinuationToken"] = token
+
+    def listed(self, bucket: str, folder: str, keys: Iterable[str]) -> dict[str, S3Object]:
+        """What a listing of `folder` says of some of its objects, as long as they are close together in it.
+
+        A page of a thousand costs what some twenty HEADs do. What is not named may be there all the same.
+        """
+        found: dict[str, S3Object] = {}
+        left = deque(sorted((key.encode("utf-8", "surrogatepass"), key) for key in keys))
+        start = left[0][1][:-1] if left else ""
+        while left:
+            prefix = f"{folder}/" if folder else ""
+            options = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS, "StartAfter": start}
+            try:
+                objects, last, token = self._page(f"{SCHEME}{bucket}/{folder}", options)
+            except InputError:  # who may not list the bucket may still read its objects
+                return found
+            there = {entry.key: entry for entry in objects}
+            num_left = len(left)
+            while left and left[0][0] <= last:
+                _, key = left.popleft()
+                if key in there:
+                    found[key] = there[key]
+            if token is None or (num_left - len(left)) * MAX_KEYS_A_HIT < max(len(objects), 1):
+                return found
+            start = last.decode("utf-8", "surrogatepass")
+        return found
 
     def _page(self, uri: str, options: dict[str, Any]) -> tuple[list[S3Object], bytes, str | None]:
         """One page of a listing, the last key or folder of it in S3's order, and by what the next one is requested."""
@@ -296,10 +329,12 @@ class S3Connection:
         """
         where = {"Bucket": bucket, "Key": key}
 
-        def ask_why() -> None:
-            self.client.get_object(**where, Range="bytes=0-0")["Body"].close()
+        def by_get() -> Any:
+            answer = self.client.get_object(**where)
+            answer["Body"].close()
+            return answer
 
-        answer = self.request(f"{SCHEME}{bucket}/{key}", lambda: self.client.head_object(**where), ask_why)
+        answer = self.request(f"{SCHEME}{bucket}/{key}", lambda: self.client.head_object(**where), by_get)
         return None if answer is None else _object(key, answer.get("ContentLength") or 0, answer)
 
     def download(
@@ -349,13 +384,13 @@ class S3Connection:
 
         return self.request(f"{SCHEME}{bucket}/{key}", send)
 
-    def request(self, uri: str, send: Callable[[], T], ask_why: Callable[[], object] | None = None) -> T | None:
+    def request(self, uri: str, send: Callable[[], T], by_get: Callable[[], T] | None = None) -> T | None:
         """Send until answered: None for a missing key; a transient failure is tried again after a growing wait.
 
         Args:
             uri: the object, for messages.
             send: the request.
-            ask_why: a request that fails for the same reason, in words: the answer to a HEAD has none.
+            by_get: the same as a GET where `send` is a HEAD: an answer to that has no words for what is wrong.
 
         Raises:
             ObjectError, InputError: as `download`. StoppedError: `stop` was set.
@@ -364,7 +399,7 @@ class S3Connection:
         from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
 
-        worded = send if ask_why is None else partial(_in_words, send, ask_why)
+        worded = send if by_get is None else partial(_in_words, send, by_get)
         for attempt in range(1, self.s3.max_attempts + 1):
             try:
                 return aside(worded) if threading.current_thread() is threading.main_thread() else worded()
@@ -373,7 +408,12 @@ class S3Connection:
                 if code in GONE:
                     return None
                 reason = _transient_reason(error, code, uri)
-            except (BotoCoreError, ResponseParserError, HTTPError) as error:
+            except (
+                BotoCoreError,
+                ResponseParserError,
+                HTTPError,
+                ValueError,
+            ) as error:  # the last: a date that is none
                 if self.stop.is_set():
                     raise StoppedError from error
                 reason = _connection_reason(error, uri)
@@ -413,14 +453,17 @@ def _body(answer: Mapping[str, Any], max_bytes: int) -> Iterator[bytes]:
     raise ObjectError(f"too large: {size_bytes / 2**20:,.0f} MiB, at most {max_bytes // 2**20} MiB are fetched")
 
 
-def _in_words(send: Callable[[], T], ask_why: Callable[[], object]) -> T:
+def _in_words(send: Callable[[], T], by_get: Callable[[], T]) -> T:
     from botocore.exceptions import ClientError
 
     try:
         return send()
     except ClientError as error:
-        if _code(error).startswith(("3", "4")) and _code(error) not in GONE:
-            ask_why()
+        code = _code(error)
+        if code in NO_HEAD:
+            return by_get()
+        if code.startswith(("3", "4")) and code not in GONE:
+            by_get()
         raise
 
 
@@ -464,6 +507,7 @@ def _one_line(error: Exception) -> str:
 def _make_client(s3: S3Config) -> Any:
     try:
         import boto3
+        import botocore.session
         from botocore import UNSIGNED
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
@@ -480,7 +524,9 @@ def _make_client(s3: S3Config) -> Any:
     )
     try:
         # a session of its own: boto3's default one is shared by the process and not thread-safe
-        session = boto3.Session(region_name=s3.region)
+        own = botocore.session.Session()
+        own.register_component("data_loader", _loader())
+        session = boto3.Session(botocore_session=own, region_name=s3.region)
         client = session.client("s3", endpoint_url=s3.endpoint_url, config=config)
     except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
         found = f"s3.endpoint_url={s3.endpoint_url} s3.region={s3.region}"
@@ -490,6 +536,14 @@ def _make_client(s3: S3Config) -> Any:
     # botocore asks the bucket where it lies when a redirect does not say, and would ask again when that is one too
     client.meta.events.register_first("needs-retry.s3", _end_of_redirects)
     return client
+
+
+@cache
+def _loader() -> Any:
+    """What reads the description of S3 from the package, once: it is a megabyte of JSON."""
+    import botocore.session
+
+    return botocore.session.Session().get_component("data_loader")
 
 
 def _end_of_redirects(request_dict: dict[str, Any], response: Any, operation: Any, **_: Any) -> None:

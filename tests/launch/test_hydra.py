@@ -195,6 +195,7 @@ def test_a_shuffled_sweep_goes_on_in_its_order(
         ("+hydra.callbacks.hook._target_=tests.launch.noting.Hoook", "did you mean Hook?"),
         ("+hydra.callbacks.hook={path:x}", "hydra.callbacks.hook: needs a _target_"),
         ("+hydra.job.env_set.X=${oc.env:NOT_THERE}", "hydra.job.env_set.X"),
+        (r"+hydra.job.env_set={a\=b:c}", "hydra.job.env_set.a=b='c'"),
         ("hydra.job.env_copy=[NOT_THERE]", "NOT_THERE: no such environment variable"),
         ("-m hydra/launcher=sagemaker_local hydra.verbose=true", "hydra.verbose=true"),
         pytest.param("-m hydra/launcher=sagemaker_local hydra/job_logging=none", "job_logging", marks=pytest.mark.long),

@@ -106,7 +106,7 @@ def compose_checked(
 
 def path_keys(task: str) -> tuple[str, ...]:
     """Return the keys of a task's command line that name a file or folder."""
-    return (*PATH_KEYS[task], *HYDRA_PATHS)
+    return (*PATH_KEYS[task], *HYDRA_PATHS, "hydra.launcher.source_dir", "hydra.launcher.data")
 
 
 class _Groups:
@@ -199,12 +199,14 @@ def pasteable(key: str, value: object) -> str:
 
 
 def value_of(override: str) -> Any:
-    """Return the value of an override as its config has it: without quotes, interpolations resolved.
+    """Return the value of an override as its config has it: without quotes, interpolations resolved. None: a sweep.
 
     Raises:
         ConfigError: the grammar is wrong, or nothing is there to resolve.
     """
     (parsed,) = _parse([override])
+    if parsed.is_sweep_override():
+        return None
     try:
         return OmegaConf.create({"value": parsed.value()}).value
     except OmegaConfBaseException as error:
@@ -280,6 +282,9 @@ def as_job(composed: DictConfig, number: int | None = None) -> Iterator[None]:
         HydraConfig.instance().cfg = before
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; write the value") from error
     try:
+        for name, value in cast(dict[str, str], variables).items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ConfigError(f"hydra.job.env_set.{name}={value!r}: no environment variable can be that")
         with env_override(cast(dict[str, str], variables)):
             yield
     finally:

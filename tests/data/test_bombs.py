@@ -17,7 +17,13 @@ from tests.data.test_hostile import one_bin
 from tests.memory import peak_growth_bytes
 
 
-@pytest.mark.parametrize("name", ["bomb.png", "claims.jpg", "narrow.png", "scans.jpg", "metadata", "photo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("bomb.png", "claims.jpg", "narrow.png", "scans.jpg", "runs.bmp", "claims.webp", "claims.tif", "tags.tif"),
+        *("chunks.png", "chunks.webp", "segments.jpg", "metadata", "photo"),
+    ],
+)
 def test_bomb_is_refused_unread(tmp_path: Path, name: str) -> None:
     (tmp_path / "bin-images").mkdir()
     (tmp_path / "metadata").mkdir()
@@ -28,6 +34,13 @@ def test_bomb_is_refused_unread(tmp_path: Path, name: str) -> None:
         "claims.jpg": lambda: hostile.jpeg_claiming(60_000, 60_000),
         "narrow.png": lambda: hostile.png(1, 100_000_000, b""),
         "scans.jpg": lambda: hostile.many_scans(1000),
+        "runs.bmp": lambda: hostile.bmp_of_runs(10_000, 10_000),
+        "claims.webp": lambda: hostile.webp_claiming(16_000, 16_000),
+        "claims.tif": lambda: hostile.tiff_claiming(257, 60_000),
+        "tags.tif": lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(12 * 65_535 + 4),
+        "chunks.png": lambda: encode(photo(1), "PNG")[:33] + hostile.png_chunk(b"tEXt", b"") * 300_000,
+        "chunks.webp": lambda: b"RIFF" + (2_400_004).to_bytes(4, "little") + b"WEBP" + b"none\0\0\0\0" * 300_000,
+        "segments.jpg": lambda: b"\xff\xd8\xff" + b"\xfe\0\2\xff" * 300_000,
     }.get(name, lambda: encode(photo(1)))()
     assert files.metadata is not None
     files.metadata.write_bytes(hostile.stated(1))

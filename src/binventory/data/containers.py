@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngStream
 MAX_PIXELS = 100_000_000  # a photo of this size takes 400 MB as RGB
 MAX_SIDE = 20_000  # resizing takes memory by the longer side, however narrow the photo
 MAX_SCANS = 100  # of a progressive JPEG; usual are 10, and 60 bytes more make libjpeg pass over all pixels once more
+MAX_SEGMENTS = 30_000  # or chunks: a file of 64 MiB has millions of empty ones, each of which takes time and memory
 MAX_WEBP_PIXELS = MAX_PIXELS // 2  # libwebp takes twice the memory a pixel
 MAX_RLE_PIXELS = 4_000_000  # of a BMP: Pillow unpacks runs in Python
 
@@ -52,7 +53,9 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
 def check_jpeg(data: bytes) -> bytes:
     """Refuse what libjpeg would take: a file whose end is missing or zero, and one that it would decode for hours."""
     position, num_scans = 2, 0
-    while (marker := JPEG_MARKER.search(data, position)) is not None:
+    for _ in range(MAX_SEGMENTS):
+        if (marker := JPEG_MARKER.search(data, position)) is None:
+            raise corrupt("no end of image")
         kind, position = marker[0][1], marker.end()
         if kind == END_OF_IMAGE:  # of the first picture where there are several, as in an MPO
             return data
@@ -63,7 +66,11 @@ def check_jpeg(data: bytes) -> bytes:
             if num_scans > MAX_SCANS:
                 raise ContainerError(f"too many scans: at most {MAX_SCANS}")
         position += int.from_bytes(data[position : position + 2])  # the length of what belongs to the marker
-    raise corrupt("no end of image")
+    raise _too_many_segments()
+
+
+def _too_many_segments() -> ContainerError:
+    return ContainerError(f"too many segments: at most {MAX_SEGMENTS:,}")
 
 
 class _Chunk(NamedTuple):
@@ -79,18 +86,20 @@ class _Chunk(NamedTuple):
 
 def _png_chunks(data: bytes) -> Iterator[_Chunk]:
     position = PNG_START_BYTES
-    while position + 12 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if position + 12 > len(data):
+            raise corrupt("no end of image")
         kind, end = data[position + 4 : position + 8], position + 12 + int.from_bytes(data[position : position + 4])
         if PNG_KIND.fullmatch(kind) is None:
             raise corrupt("no chunk where one must be")
         if end > len(data):
-            break
+            raise corrupt("no end of image")
         checksum = zlib.crc32(memoryview(data)[position + 4 : end - 4])
         yield _Chunk(kind, position, end, checksum == int.from_bytes(data[end - 4 : end]))
         if kind == b"IEND":
             return
         position = end
-    raise corrupt("no end of image")
+    raise _too_many_segments()
 
 
 def check_png(data: bytes) -> bytes:
@@ -133,8 +142,11 @@ def check_webp(data: bytes) -> bytes:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data) + 1:  # some writers leave out the last padding byte
         raise corrupt("no end of image")
-    position, num_frames = 12, 0
+    position, num_frames, num_chunks = 12, 0, 0
     while position + 8 <= min(end, len(data)):
+        num_chunks += 1
+        if num_chunks > MAX_SEGMENTS:
+            raise _too_many_segments()
         kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
         content = data[position + 8 : position + 8 + min(length, 16)]
         position += 8 + length + length % 2

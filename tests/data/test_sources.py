@@ -497,7 +497,7 @@ def test_table_written_on_windows(tmp_path: Path) -> None:
     found = {found.id: found.problem or "" for found in listing.bins}
     (named,) = (bin_id for bin_id in found if bin_id.startswith("~"))  # of the file whose name has a backslash
     assert set(found) == {"a", "b", "photos__c.jpg", "more__c.jpg", "d", named}
-    reason = "no photo at its path, written as on Windows: give / for \\ and no drive"
+    reason = "no photo at its path, written as on Windows (give / for \\ and no drive)"
     assert {problem.rpartition(": ")[0] for bin_id, problem in found.items() if bin_id != named} == {reason}
     assert found[named].startswith("name cannot be a bin id")
 

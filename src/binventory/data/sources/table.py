@@ -157,7 +157,7 @@ def _photo_of(row: TableRow, fetched: Mapping[str, PhotoFile]) -> tuple[Path | N
         return photo.path, row.problem or photo.error
     if _exists(row.location):
         return Path(row.location), row.problem
-    written = ", written as on Windows: give / for \\ and no drive" if "\\" in row.location else ""
+    written = ", written as on Windows (give / for \\ and no drive)" if "\\" in row.location else ""
     return None, row.problem or f"no photo at its path{written}: {printable(row.location)}"
 
 

@@ -68,6 +68,8 @@ class _Watched(io.RawIOBase):
     def _wait(self) -> None:
         from urllib3.util import wait_for_read
 
+        if not isinstance(self._sock, socket.socket):  # TLS in a proxy's TLS: what is decrypted shows nowhere
+            return
         pending = getattr(self._sock, "pending", None)  # bytes that TLS has decrypted do not show on the socket
         waited_s = 0.0
         while not (pending and pending()) and not wait_for_read(self._sock, min(LOOK_EVERY_S, self._timeout_s)):

@@ -20,7 +20,8 @@ import pytest
 from binventory.config.schema import S3Config
 from binventory.data.sources.bucket import BucketSource
 from binventory.data.sources.s3 import S3Connection, read_object
-from binventory.errors import InputError
+from binventory.errors import ConfigError, InputError
+from binventory.models import backbones
 from tests.s3 import odd_server, s3_config
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -105,6 +106,17 @@ def test_a_server_that_thinks_for_long_is_no_slow_one(tmp_path: Path) -> None:
 
     with odd_server(answer) as url:
         assert read_object("s3://bins/x", s3_config(url, timeout_s=0.4)) == b"x" * 5000
+
+
+def test_a_model_hub_that_sends_a_byte_now_and_then_is_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(backbones, "HUB_TIMEOUT_S", 0.2)
+    with odd_server(slow_status) as url:
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{filename}}")
+        with pytest.raises(ConfigError, match=r"the model hub can't be reached .*no answer in 0\.4 s"):
+            backbones._reach_hub("resnet18.a1_in1k")
 
 
 # Listings without an end

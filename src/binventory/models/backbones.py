@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from binventory.config.cross_checks import is_weight_file
+from binventory.data.sources.workers import aside
 from binventory.errors import ConfigError
 from binventory.models.stages import head_names, last_stage, name_of
 from binventory.models.timm_alone import check_model_name, check_weights_tag, timm
@@ -91,7 +92,9 @@ def _reach_hub(weights: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(_unreachable(weights, "HF_HUB_OFFLINE is set"))
     try:
-        get_session().head(hf_hub_url(repository, "model.safetensors"), timeout=HUB_TIMEOUT_S)
+        url = hf_hub_url(repository, "model.safetensors")
+        # its own timeout is one between two bytes
+        aside(lambda: get_session().head(url, timeout=HUB_TIMEOUT_S), 2 * HUB_TIMEOUT_S)
     except Exception as error:
         raise ConfigError(_unreachable(weights, error)) from error
 

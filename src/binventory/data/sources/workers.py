@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -66,9 +67,12 @@ def in_parallel(
         raise failures[0]
 
 
-def aside(send: Callable[[], T]) -> T:
+def aside(send: Callable[[], T], within_s: float = math.inf) -> T:
     """Return what `send` returns, called in another thread: in the main thread no handler of a signal would run while
     a name is looked up.
+
+    Raises:
+        TimeoutError: it took longer than `within_s` seconds; it may still be at it.
     """
     returned: list[T] = []
     failures: list[BaseException] = []
@@ -81,8 +85,11 @@ def aside(send: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="s3_aside", daemon=True)
     thread.start()
+    latest = time.monotonic() + within_s
     while thread.is_alive():
         thread.join(LOOK_EVERY_S)
+        if thread.is_alive() and time.monotonic() > latest:
+            raise TimeoutError(f"no answer in {within_s:g} s")
     if failures:
         raise failures[0]
     return returned[0]

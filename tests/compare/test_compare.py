@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -322,6 +323,22 @@ def test_markdown_and_terminal_hold_no_markup_of_others(tmp_path: Path) -> None:
     assert "\\[red\\]&lt;b&gt;x\\|y&lt;/b&gt;" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables[:4]}) == 1
+
+
+def test_a_device_or_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", right(6))
+    make_run(tmp_path / "b", right(7))
+    reader, writer = os.pipe()
+    terminal, its_end = os.openpty()
+    written = ["--csv", f"/dev/fd/{writer}", "--markdown", os.ttyname(its_end), "--html", tmp_path / "x.html"]
+    assert invoke(tmp_path, *written).exit_code == 0
+    assert os.read(reader, 10).startswith(b"run,")
+    assert os.read(terminal, 10)
+    os.close(reader)
+    assert invoke(tmp_path, *written).exit_code == 0, "its reader left"
+    assert Path(os.ttyname(its_end)).is_char_device()
+    for descriptor in (writer, terminal, its_end):
+        os.close(descriptor)
 
 
 def test_compare_imports_neither_torch_nor_scipys_tests(outputs: Path) -> None:

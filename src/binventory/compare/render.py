@@ -96,7 +96,7 @@ def write_csv(comparison: Comparison, path: Path) -> list[Path]:
     """
     written = [path]
     write_file("--csv", path, _csv(_run_rows(comparison)))
-    if comparison.pairs:
+    if comparison.pairs and not _is_special(path):
         written.append(path.with_suffix(f".pairs{path.suffix or '.csv'}"))
         write_file("--csv", written[-1], _csv(_pair_rows(comparison)))
     return written
@@ -261,13 +261,22 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write the file of an option, atomically.
+    """Write the file of an option, atomically; a device or a pipe, /dev/null say, is written to and not replaced.
 
     Raises:
         InputError: it cannot be written; names the option.
     """
     try:
-        write_text(path, text)
+        if _is_special(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_text(path, text)
+    except BrokenPipeError:
+        pass  # its reader has what it wanted
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written ({error.strerror}); name another file") from error

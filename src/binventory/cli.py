@@ -78,7 +78,7 @@ def evaluate(
 
     Takes overrides of configs/evaluate.yaml, e.g. `binventory evaluate outputs/train/… source=../photos`.
     """
-    from binventory.config.compose import override_text
+    from binventory.config.quoting import override_text
     from binventory.launch.entry import main as run_task
 
     # `run=DIR` and a plain DIR mean the same; a folder's name may hold characters that Hydra's grammar does not like.

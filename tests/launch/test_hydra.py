@@ -33,7 +33,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from binventory.config.compose import override_text, pasteable, value_of
+from binventory.config.compose import value_of
+from binventory.config.quoting import override_text, pasteable
 from binventory.launch.entry import main
 from tests.launch.noting import VARIABLE, noted
 from tests.running import TINY

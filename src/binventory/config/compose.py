@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,6 @@ from hydra.core.override_parser.types import (
     Glob,
     IntervalSweep,
     Override,
-    Quote,
-    QuotedString,
     RangeSweep,
 )
 from hydra.core.utils import env_override
@@ -34,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.check import PATH_KEYS, check_config
 from binventory.config.paths import HYDRA_PATHS, as_path, quote_homes
+from binventory.config.quoting import quote_value
 from binventory.config.suggest import did_you_mean
 from binventory.config.targets import import_target
 from binventory.errors import ConfigError
@@ -171,31 +169,6 @@ def _check_text(text: str) -> None:
         depth += (char in "[{(") - (char in "]})")
         if depth > MAX_NESTING:
             raise ConfigError(f"{_shown(text)}: nested too deeply; at most {MAX_NESTING} brackets within each other")
-
-
-def quote_value(value: object) -> str:
-    """Quote a value so that Hydra takes it as it is: its grammar, and what resolves interpolations after it."""
-    return QuotedString(literal(value), Quote.single).with_quotes()
-
-
-def literal(value: object) -> str:
-    """Return a text that a config resolves to this value, `${` included."""
-    return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", str(value))
-
-
-def override_text(key: str, value: object) -> str:
-    """Return an override that sets a key to a text, quoted only where Hydra's grammar needs it."""
-    plain = f"{key}={value}"
-    try:
-        is_taken = OverridesParser.create().parse_override(plain).value() == str(value) and "${" not in plain
-    except (HydraException, ValueError):
-        is_taken = False
-    return plain if is_taken else f"{key}={quote_value(value)}"
-
-
-def pasteable(key: str, value: object) -> str:
-    """Return an override that can be pasted into a POSIX shell, whatever its value."""
-    return shlex.quote(override_text(key, value))
 
 
 def value_of(override: str) -> Any:

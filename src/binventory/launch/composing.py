@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import redact_yaml
-from binventory.config.compose import as_job, literal
+from binventory.config.compose import as_job
+from binventory.config.quoting import literal
 from binventory.errors import ConfigError, UserError
 from binventory.launch.frozen import freeze
 from binventory.launch.handle import JobHandle

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
-from binventory.config.compose import CONFIG_DIR, compose_checked, path_keys, quote_value, value_of
+from binventory.config.compose import CONFIG_DIR, compose_checked, path_keys, value_of
 from binventory.config.paths import HYDRA_PATHS, as_path, quote_homes
+from binventory.config.quoting import quote_value
 from binventory.errors import ConfigError, UserError
 from binventory.launch.folders import (
     FRESH,

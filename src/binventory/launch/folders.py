@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.capture import to_plain
-from binventory.config.compose import pasteable
 from binventory.config.paths import as_path
+from binventory.config.quoting import pasteable
 from binventory.errors import ConfigError, InputError
 from binventory.tracking.resume import AUTO, FINAL_STATES, check_unchanged, find_run, task_path
 from binventory.tracking.run_folder import OF_A_SWEEP, RunFolder, register_resolvers

@@ -151,7 +151,7 @@ def _say(error: BaseException, spec: JobSpec, *, is_writer: bool) -> None:
             report_user_error(error)
     elif isinstance(error, Interrupted | KeyboardInterrupt):
         if is_writer:
-            from binventory.config.compose import pasteable  # only here: a rank needs nothing else of Hydra's
+            from binventory.config.quoting import pasteable  # only here: a rank needs nothing else of Hydra's
 
             hint = f"; {pasteable('resume', spec.run_dir)} goes on with it" if "resume" in spec.config else ""
             print(f"{error or 'stopped by SIGINT'}: {spec.run_dir}{hint}", file=sys.stderr)

@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import redact
-from binventory.config.compose import pasteable
+from binventory.config.quoting import pasteable
 from binventory.errors import InputError, UserError
 from binventory.files import write_text
 from binventory.launch.endings import judge, judge_foreign

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from binventory.config.compose import pasteable
+from binventory.config.quoting import pasteable
 from binventory.errors import InputError
 from binventory.launch.endings import judge
 from binventory.launch.handle import JobHandle

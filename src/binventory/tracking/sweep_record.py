@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from binventory.config.capture import REDACTED, one_line, redact, redact_text
-from binventory.config.compose import quote_value
 from binventory.config.older import upgrade_overrides
+from binventory.config.quoting import quote_value
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
 from binventory.files import write_json, write_text

@@ -11,7 +11,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from binventory.config.capture import (
-    REDACTED,
     leaves,
     load_config,
     redact,
@@ -22,6 +21,7 @@ from binventory.config.capture import (
 )
 from binventory.config.compose import compose_checked
 from binventory.config.older import upgrade_overrides
+from binventory.config.secrets import REDACTED
 from binventory.launch.spec import JobSpec
 
 

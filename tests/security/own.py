@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 class KeyedLogger(CSVLogger):
     """A logger of a service that wants a key."""
 
-    def __init__(self, save_dir: str, url: str, api_key: str, pin: dict[str, Any]) -> None:
+    def __init__(self, save_dir: str, url: str, api_key: str, pin: dict[str, Any], more: dict[str, Any]) -> None:
         super().__init__(save_dir, name="", version="keyed")
-        assert "redacted" not in f"{url}{api_key}{pin}", "the run itself has the real values"
-        log.warning("logging to %s with api_key=%s", url, api_key)
+        assert "redacted" not in f"{url}{api_key}{pin}{more}", "the run itself has the real values"
+        assert pin["c"] == 8375520946
+        log.warning("logging to %s with api_key=%s and %s for %s", url, api_key, pin, more["note"])
         try:
             raise ConnectionError(f"no answer from {url}")
         except ConnectionError:

@@ -144,7 +144,7 @@ def spec_file(tmp_path: Path, **values: Any) -> Path:
         ({"overrides": None}, "'overrides'"),
         ({"run_dir": None}, "'run_dir'"),
         ({"pickled_task": "gASVHgAA"}, "'pickled_task'"),
-        ({"version": 2}, "version 1"),
+        ({"version": 3}, "version 2"),
     ],
 )  # fmt: skip
 def test_hostile_job_specs_are_one_line(values: dict[str, Any], said: str, tmp_path: Path) -> None:

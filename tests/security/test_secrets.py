@@ -23,16 +23,22 @@ ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED12",
     "AWS_SECRET_ACCESS_KEY": "/pLaNt/Ed+SeCrEtAcCeSsKeY0123456789abcdE",  # pragma: allowlist secret
     "AWS_SESSION_TOKEN": "PlAnTeDsEsSiOnToKeN//////wEaDGV4YW1wbGU=",
+    # These are read by the config itself.
+    "KAGGLE_KEY": "plantedkagglekey",
+    "PGPASSWORD": "pg!plant",
+    "PIN": "8375520946",
+    "NEUTRAL": "plantedneutral",
 }
 URL = "https://giver:plantedurlpassword@h.example.org/a?X-Amz-Signature=plantedsignature&x=1"
 PLANTED = [
-    *ENVIRONMENT.values(), "plantedurlpassword", "plantedsignature", "plantedapikey", "8375520946", "plantedendpointpassword",
+    *ENVIRONMENT.values(), "plantedurlpassword", "plantedsignature", "plantedapikey", "plantedendpointpassword",
     "plantedgitpassword",
 ]  # fmt: skip
 KEYED = [
     "+logger.mine={_target_:tests.security.own.KeyedLogger,url:'"
     + URL
-    + "',api_key:plantedapikey,pin:{password:8375520946}}",
+    + "',api_key:plantedapikey,pin:{a:'${oc.env:KAGGLE_KEY}',b:['x-${oc.env:PGPASSWORD}',${logger.mine.more}],c:'${oc.decode:${oc.env:PIN}}'},"
+    + "more:{note:'${oc.env:NEUTRAL}'}}",
 ]
 FAILING = """
 _target_: tests.security.own.FailingObjective

@@ -15,9 +15,10 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from binventory.errors import InputError
-from binventory.files import atomic_path
+from binventory.files import atomic_path, open_limited
 from binventory.models.finite import find_not_finite
 
+MAX_CHECKPOINT_BYTES = 2**38
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 # What reading a damaged zip archive raises; NotImplementedError and RuntimeError: a flipped flag asks for a feature.
@@ -71,7 +72,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 def find_damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, by the checksum of each of its parts; None when it is whole."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_limited(path, MAX_CHECKPOINT_BYTES) as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except DAMAGE as error:
         return f"{type(error).__name__}: {error}"
@@ -89,7 +90,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if problem := find_damage(path):
         raise InputError(f"{path}: this checkpoint is damaged ({problem}); name another run, or copy the file again")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with open_limited(path, MAX_CHECKPOINT_BYTES) as file:
+            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file provokes
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -24,7 +24,7 @@ from binventory.bottlenecks.steps import StepTimer
 from binventory.config.schema import DataConfig
 from binventory.cores import usable_cores
 from binventory.distributed import all_gather_objects
-from binventory.files import write_json
+from binventory.files import read_limited, write_json
 from binventory.launch.runner import ending_of
 from binventory.tracking.run_folder import State
 
@@ -165,7 +165,7 @@ class BottleneckReport(pl.Callback):
         """Return which attempt at the run this is, and the seconds from its start to the end of its first step."""
         if not self._provenance.exists():
             return None, None
-        facts = json.loads(self._provenance.read_text())
+        facts = json.loads(read_limited(self._provenance))
         attempt = 1 + len(facts.get("earlier_attempts", []))
         if self._first_step_ended is None:
             return attempt, None

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from binventory.compare.run import Run
-from binventory.data.reading import UnreadableError, read_limited
 from binventory.data.text import printable
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 MAX_BYTES = 64 * 2**20
 MAX_POINTS = 300  # of a curve; of a longer one so many epochs are taken, the first and the last among them

@@ -14,7 +14,8 @@ import numpy as np
 
 from binventory.compare.run import Run
 from binventory.compare.tested import Tested, TestSet
-from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
+from binventory.data.reading import MAX_LIST_BYTES
+from binventory.files import UnreadableError, read_limited
 
 MAX_PHOTOS = 60
 MAX_ANSWERS = 24  # of one photo: those of the best runs; all are in the tally

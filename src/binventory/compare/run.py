@@ -11,6 +11,7 @@ from typing import Any
 from binventory.config.capture import load_plain, one_line
 from binventory.data.text import printable
 from binventory.errors import InputError
+from binventory.files import read_limited
 from binventory.tracking.resume import task_name, tell_shares_apart
 from binventory.tracking.run_folder import RunFolder
 from binventory.tracking.sweep_record import SWEEP_FILE
@@ -131,7 +132,7 @@ def _is_abandoned(folder: RunFolder) -> bool:
 
 def _read_json(path: Path, problems: list[str], *, is_expected: bool) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(read_limited(path))
     except FileNotFoundError:
         if is_expected:
             problems.append(f"there is no {path.name}")
@@ -150,8 +151,10 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, Any] | None:
         return tell_shares_apart(dict(flat(load_plain(path))))
     except FileNotFoundError:
         problems.append("there is no config.yaml")
-    except (OSError, InputError) as error:
+    except InputError as error:
         problems.append(_said(error))
+    except OSError as error:
+        problems.append(f"{path.name}: cannot be read ({_said(error)})")
     return None
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from binventory.compare.run import Run
-from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
+from binventory.data.reading import MAX_LIST_BYTES
 from binventory.data.text import printable
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 COUNT_COLUMN = re.compile(r"p_\d{1,18}", re.ASCII)
 

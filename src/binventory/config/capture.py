@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,19 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from binventory.config.older import HEADER, upgrade_config
+from binventory.config.secrets import (
+    REDACTED,
+    SHORT_NAMES,
+    hidden_values,
+    is_hidden,
+    is_place,
+    is_secret_name,
+    secret_variables,
+    stand_in,
+)
 from binventory.errors import InputError
+from binventory.files import read_limited, write_text
 
-REDACTED = "<redacted>"
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_DEPTH = 64
-
-_WORDS = (
-    r"api_?key|access_?key(?:_?id)?|private_?key|secret(?:_?access)?(?:_?key)?|session_?token|token|password|passwd"
-    r"|passphrase|credentials?|authorization"
-)
-_SECRET_KEY = re.compile(rf"(^|_)({_WORDS})($|_)", re.I)
-# A number is a secret only where the name ends in what says so: token=123456, not token_width=64.
-_SECRET_NUMBER_KEY = re.compile(rf"(^|_)({_WORDS})$", re.I)
 
 # user:password@ or token@ in a URL. The password may hold a slash, a port may not be taken for it.
 _URL_USERINFO = re.compile(
@@ -40,64 +41,85 @@ _URL_QUERY_SECRET = re.compile(
     r"[^&\s'\"]+?(?=[:,.;)]*(?:[&\s'\"]|$))"
 )
 # `api_key=…`, `AWS_SECRET_ACCESS_KEY: '…'`, `"SessionToken": "…"`, `Authorization: Bearer …` anywhere in a text.
-_ASSIGNED = re.compile(
-    rf"(?i)(?<![a-z0-9])((?:[\w.-]{{0,60}}[_.-])?(?:{_WORDS}|signature(?==)|api[ ]key)(?:_\w{{1,60}})?['\"]?\s*[:=]\s*)"
-    r"(?:\"[^\"\n]+\"|'[^'\n]+'|(?:(?:bearer|basic|token)\s+)?[^\s,;&'\")}\]]*[^\s,;&'\")}\]:.])"
+_NAME = re.compile(r"(?<![\w.-])((?:[\w.-]{0,80}\.)?([\w-]{1,80}|(?i:api key)))(['\"]?\s{0,8}[:=]\s{0,8})")
+_VALUE = re.compile(
+    r"\"[^\"\n]+\"|'[^'\n]+'|\$\{oc\.env:\w+\}|(?:(?i:bearer|basic|token)\s+)?[^\s,;&'\")}\]]*[^\s,;&'\")}\]:.]"
 )
+_REFERENCE = re.compile(r"['\"]?\$\{oc\.env:\w+\}['\"]?")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _SECRET_VALUE = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 # Shorter values of the environment are too likely to be words of any text; these names say where a secret lies.
-_MIN_ENVIRONMENT_SECRET = 12
-_PLACE_NAME = re.compile(r"_(file|path|dir|folder|helper|ur[il])$", re.I)
+_MIN_ENVIRONMENT_SECRET = 8
 
 
-def redact(value: Any, name: str = "") -> Any:
-    """Return a copy of plain config values in which everything that looks like a secret is replaced."""
+def redact(value: Any, name: str = "", at: str = "") -> Any:
+    """Return a copy of plain config values in which everything that is or looks like a secret is replaced.
+
+    Args:
+        value: plain.
+        name: of the secret that it is a part of; else its own.
+        at: its dotted key in the config.
+    """
     if isinstance(value, Mapping):
-        return {
-            key: redact(child, name if _SECRET_KEY.search(name) else str(key)) for key, child in value.items()
-        }  # fmt: skip
+        below = f"{at}." if at else ""
+        inner = {key: name if is_secret_name(name) else str(key) for key in value}
+        return {key: redact(child, inner[key], f"{below}{key}") for key, child in value.items()}
     if isinstance(value, list):
-        return [redact(child, name) for child in value]
-    if isinstance(value, str):
-        return REDACTED if _SECRET_KEY.search(name) and value else redact_text(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and _SECRET_NUMBER_KEY.search(name):
-        return REDACTED
-    return value
+        return [redact(child, name, f"{at}.{place}") for place, child in enumerate(value)]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (is_number or (isinstance(value, str) and value)) and is_secret_name(name, of_number=is_number):
+        return value if isinstance(value, str) and _REFERENCE.fullmatch(value) else REDACTED
+    if value is not None and is_hidden(at):
+        return stand_in(at, value)
+    return _redact_text(value, hides_values=not is_place(at)) if isinstance(value, str) else value
 
 
 def redact_text(text: str) -> str:
     """Replace secrets in any text: an override, an error, a traceback, a line of a log.
 
-    These are: user info and secret query values in URLs, what follows a secret's name and `=` or `:`, AWS key ids, and
-    the values of environment variables that are named as secrets are.
+    These are: user info and secret query values in URLs, what follows a secret's name and `=` or `:`, AWS key ids, the
+    values of environment variables that are named as secrets are, and what a config took from the environment. What
+    says where in the environment it is, `${oc.env:NAME}`, stays.
     """
+    key = re.match(r"^[+~]*([\w./@-]+)=", text)
+    return _redact_text(text, hides_values=key is None or not is_place(key[1]))
+
+
+def _redact_text(text: str, *, hides_values: bool) -> str:
     if match := re.match(r"^([+~]*[\w./@-]+)=(.+)$", text):
-        key = match.group(1)
-        if _SECRET_KEY.search(key.lstrip("+~").rsplit(".", 1)[-1]):
+        key, value = match.groups()
+        name = key.lstrip("+~").rsplit(".", 1)[-1]
+        if is_secret_name(name, of_number=_NUMBER.fullmatch(value) is not None) and not _REFERENCE.fullmatch(value):
             return f"{key}={REDACTED}"
-    for secret in _environment_secrets():
-        text = text.replace(secret, REDACTED)
+    for secret in [*secret_variables(_MIN_ENVIRONMENT_SECRET), *(hidden_values() if hides_values else ())]:
+        if secret in text:  # not within a word: a short one is a part of many
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
     text = _URL_USERINFO.sub(f"{REDACTED}@", text)
     text = _USERINFO.sub(f"{REDACTED}@", text)
     text = _URL_QUERY_SECRET.sub(rf"\1{REDACTED}", text)
-    text = _ASSIGNED.sub(rf"\1{REDACTED}", text)
+    text = _redact_assigned(text)
     return _SECRET_VALUE.sub(REDACTED, text)
+
+
+def _redact_assigned(text: str) -> str:
+    """Replace what follows a secret's name."""
+    parts, end = [], 0
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end())
+        if name.start() < end or value is None or _REFERENCE.fullmatch(value[0]):
+            continue
+        # "sig: SIGTERM", "auth: basic": after one short word a colon says less than a sign of equality
+        is_word = "=" not in name[3] and name[2].lower() in SHORT_NAMES
+        if not is_word and is_secret_name(name[2], of_number=_NUMBER.fullmatch(value[0]) is not None):
+            parts += [text[end : name.end()], REDACTED]
+            end = value.end()
+    return "".join([*parts, text[end:]])
 
 
 def one_line(text: str) -> str:
     """Return a text as one printable line without secrets: a name in it may be somebody else's."""
     line = redact_text(" ".join(text.split()))
     return "".join(char if char.isprintable() else "?" for char in line)
-
-
-def _environment_secrets() -> list[str]:
-    """Return the longest first: one may be part of another."""
-    found = {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= _MIN_ENVIRONMENT_SECRET and _SECRET_KEY.search(name) and not _PLACE_NAME.search(name)
-    }
-    return sorted(found, key=len, reverse=True)
 
 
 class _RedactedRecord(logging.LogRecord):
@@ -133,15 +155,11 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 
 def save_config(config: DictConfig, path: Path) -> None:
     """Write the config as YAML: resolved, redacted, loadable by `load_config`."""
-    from binventory.files import write_text
-
     write_text(path, HEADER + OmegaConf.to_yaml(OmegaConf.create(redact(to_plain(config)))))
 
 
 def redact_yaml(path: Path) -> None:
     """Redact a YAML file that Hydra wrote; nothing where there is none."""
-    from binventory.files import write_text
-
     if path.exists():
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         write_text(path, OmegaConf.to_yaml(OmegaConf.create(redact(plain))))
@@ -170,7 +188,7 @@ def load_plain(path: Path) -> dict[Any, Any]:
         InputError: not such a file, or changed since: it holds interpolations.
         OSError: it cannot be read.
     """
-    data = path.read_bytes()
+    data = read_limited(path)
     if len(data) > MAX_CONFIG_BYTES:
         raise InputError(f"{path}: {len(data):,} bytes are no config of a run; name another folder")
     try:

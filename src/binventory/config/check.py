@@ -14,6 +14,7 @@ from binventory.config import schema
 from binventory.config.capture import to_plain
 from binventory.config.cross_checks import cross_check
 from binventory.config.paths import as_path
+from binventory.config.secrets import hide_what_is_read
 from binventory.config.suggest import did_you_mean
 from binventory.config.targets import target_schema
 from binventory.errors import ConfigError
@@ -74,6 +75,7 @@ def check_config(task: str, composed: DictConfig) -> DictConfig:
 
 
 def _resolve(composed: DictConfig) -> dict[str, Any]:
+    hide_what_is_read(composed)
     try:
         return to_plain(composed)
     except OmegaConfBaseException as error:

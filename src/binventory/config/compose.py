@@ -35,6 +35,7 @@ from binventory.config.quoting import quote_value
 from binventory.config.suggest import did_you_mean
 from binventory.config.targets import import_target
 from binventory.errors import ConfigError
+from binventory.files import MAX_FILE_BYTES, open_limited
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -91,6 +92,7 @@ def compose_checked(
         config_dir = as_path("--config-dir", config_dir)
         if not Path(config_dir).is_dir():
             raise ConfigError(f"--config-dir={config_dir}: no such folder")
+        _check_files(Path(config_dir))
         folder = quote_value(f"file://{Path(config_dir).resolve()}")
         parsed = [*_parse([f"hydra.searchpath=[{folder}]"]), *parsed]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
@@ -341,6 +343,17 @@ def _check_key(override: Override, base: DictConfig, known: set[str], groups: se
             raise ConfigError(f"{override.input_line}: {parent} is a list; write all of it as {parent}=[…]")
         return
     raise ConfigError(f"{override.input_line}: no such key{did_you_mean(key, known | groups)}")
+
+
+def _check_files(config_dir: Path) -> None:
+    """Refuse what Hydra would wait for or read without end: a config that is a pipe, a device or gigabytes."""
+    for path in config_dir.rglob("*.yaml"):
+        try:
+            with open_limited(path, MAX_FILE_BYTES):
+                pass
+        except OSError as error:
+            if not path.is_dir():
+                raise ConfigError(f"--config-dir={config_dir}: {path}: {error.strerror or error}") from error
 
 
 def _dotted_keys(node: DictConfig, prefix: str = "") -> set[str]:

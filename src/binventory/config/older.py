@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from binventory.files import MAX_FILE_BYTES, open_limited
+
 CONFIG_VERSION = 2
 # The first line of a config.yaml. In the file itself, so that no kill can part the two.
 HEADER = f"# config version {CONFIG_VERSION}\n"
@@ -24,7 +26,7 @@ _WHOLE_FLOAT = re.compile(r"(?<![\w.+-])0*([1-9]\d*)\.0*(?![\w.+-])|(?<![\w.+-])
 def is_older(path: Path) -> bool:
     """Whether a config.yaml is there and of version 1."""
     try:
-        with path.open("rb") as file:
+        with open_limited(path, MAX_FILE_BYTES) as file:
             return file.read(len(HEADER)) != HEADER.encode()
     except OSError:
         return False

@@ -96,13 +96,16 @@ def check_targets(plain_config: Mapping[str, Any], where: str) -> None:
             raise _not_allowed(where, dotted, target)
 
 
-def check_overrides(overrides: Sequence[str], where: str, *, of_hydra: Sequence[str] = ()) -> None:
+def check_overrides(
+    overrides: Sequence[str], where: str, *, of_hydra: Sequence[str] = (), is_own: bool = False
+) -> None:
     """Refuse overrides from a file, such as those of a run folder, that could do more than set a value.
 
     Args:
         overrides: Hydra overrides.
         where: the file, for the error.
         of_hydra: keys of Hydra's own node that the file may set, or prefixes of them that end in a dot.
+        is_own: whether this user wrote the file: then it may name variables of the environment.
 
     Raises:
         InputError: one reaches into Hydra's own node (callbacks, launchers and search paths are code), would be
@@ -121,7 +124,7 @@ def check_overrides(overrides: Sequence[str], where: str, *, of_hydra: Sequence[
         is_hydras = re.split(r"[./]", key)[0] == "hydra" and not any(
             key == name or (name.endswith(".") and key.startswith(name)) for name in of_hydra
         )
-        if is_hydras or override.package is not None or "${" in text:
+        if is_hydras or override.package is not None or ("${" in text and not is_own):
             raise InputError(
                 f"{where}: {text[:80]!r}: not taken from a file; give it on the command line if it is yours"
             )

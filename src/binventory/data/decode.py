@@ -28,10 +28,11 @@ from binventory.data.containers import (
     readable_png,
 )
 from binventory.data.formats import HEAD_BYTES, NO_PHOTO, format_of
-from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited, stamp_of
+from binventory.data.reading import MAX_PHOTO_BYTES, stamp_of
 from binventory.data.text import printable
 from binventory.data.tiff import check_tiff
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values for photos that lie on their side
 UPRIGHT: dict[object, Transpose] = {

@@ -15,7 +15,7 @@ from binventory.data.progress import track
 from binventory.data.reading import stamp_of
 from binventory.data.splits import TEST, TRAIN
 from binventory.errors import ConfigError, InputError
-from binventory.files import atomic_path
+from binventory.files import atomic_path, read_limited
 
 COLUMNS = (
     *("id", "path", "quantity", "split", "width", "height", "bytes"),
@@ -54,7 +54,7 @@ def export_imagefolder(bins: PreparedBins, output: Path) -> Path:
 def _claim(output: Path, fingerprint: str) -> None:
     manifest = output / MANIFEST
     try:
-        held = json.loads(manifest.read_text())["fingerprint"] if manifest.exists() else None
+        held = json.loads(read_limited(manifest))["fingerprint"] if manifest.exists() else None
         occupied = held is None and output.exists() and any(output.iterdir())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"output={output}: cannot be written to ({error}); name another folder") from error

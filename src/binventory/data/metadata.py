@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from binventory.data.reading import UnreadableError, read_limited
 from binventory.data.text import brief, printable, utf8
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 MAX_METADATA_BYTES = 4 * 2**20  # the largest of the public bucket are some 100 KB
 MAX_QUANTITY = 1_000_000

@@ -31,7 +31,7 @@ from binventory.data.sources.s3 import is_s3, naming, resolved
 from binventory.data.splits import TEST, TRAIN, VAL, check_no_empty_count, grouped_split, report_split, share_deviation
 from binventory.data.summary import Summary, examples_of, summarize
 from binventory.errors import ConfigError, InputError
-from binventory.files import atomic_path, locked
+from binventory.files import atomic_path, locked, refuse_linked, refuse_links
 
 FORMAT = 2  # part of every cache key: raise it when what is read from a file changes
 MAX_SHARE_DEVIATION = 0.02
@@ -134,6 +134,9 @@ def index_bins(data: DataConfig, s3: S3Config, paths: PathsConfig, staged: Stage
         raise InputError(f"data.source={data.source}: no bins found{absent}; check the location and data.file_list")
     release_memory()
     folder = Path(paths.cache_dir) / "index" / _source_key(data, s3.endpoint_url if is_s3(data.source) else None)
+    refuse_linked(folder, Path(paths.cache_dir))
+    if folder.exists():
+        refuse_links(folder)
     with _writing(folder), locked(folder / "lock"):
         index, items = build_index(listing, folder / "scan.parquet", staged, data.num_workers)
     distrust(_files_of_bad_bins(listing.bins, index), paths.data_dir)

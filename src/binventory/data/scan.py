@@ -26,7 +26,7 @@ from binventory.data.progress import track
 from binventory.data.reading import stamp_of
 from binventory.data.sources.base import BinFiles
 from binventory.data.text import utf8
-from binventory.files import atomic_path
+from binventory.files import atomic_path, open_limited, read_limited
 
 Row = dict[str, Any]
 
@@ -66,6 +66,7 @@ STAMP = (
     *("metadata", "metadata_bytes", "metadata_mtime_ns", "metadata_ctime_ns"),
 )
 MEASURED = Preprocessing(224)  # photos whose statistics are those of the index: as the source report saw them
+MAX_SCAN_BYTES = 2**36
 CHUNK = 16  # bins that a thread reads in one go
 
 
@@ -105,8 +106,8 @@ def load_scan(cache: Path) -> pa.Table:
     """Return what an earlier scan found; no rows when there is no whole file of this version's columns."""
     nothing = SCAN_SCHEMA.empty_table()
     try:
-        with cache.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != _checksum_path(cache).read_text().strip():
+        with open_limited(cache, MAX_SCAN_BYTES) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest().encode() != read_limited(_checksum_path(cache)).strip():
                 return nothing
             file.seek(0)
             # by one thread, and not all of the file at once: either takes as much memory again, and keeps it

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from binventory.config.capture import redact_logs
-from binventory.errors import UserError
+from binventory.errors import InputError, UserError
 from binventory.launch.ranks import end_with_parent, take_over_logging
 from binventory.launch.runner import EXIT_USER_ERROR, execute, forget_foreign_ranks, report_user_error
 from binventory.launch.spec import SECRETS_VARIABLE, JobSpec
@@ -25,12 +25,20 @@ def main() -> int:
         print("usage: python -m binventory.launch job.json", file=sys.stderr)
         return EXIT_USER_ERROR
     try:
-        spec = JobSpec.load(Path(sys.argv[1]))
+        spec = _load(Path(sys.argv[1]))
     except UserError as error:
         report_user_error(error)
         return EXIT_USER_ERROR
     os.environ.pop(SECRETS_VARIABLE, None)  # not for the processes that the job starts
     return execute(spec)[0]
+
+
+def _load(path: Path) -> JobSpec:
+    """Read a spec; a file that came from elsewhere may name no other run's folder."""
+    spec = JobSpec.load(path)
+    if Path(spec.run_dir).resolve() != path.resolve().parent:
+        raise InputError(f"{path}: run_dir={spec.run_dir}: a job spec lies in its run folder; submit the job again")
+    return spec
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from binventory.config.capture import redact, redact_logs, redact_yaml, to_plain
 from binventory.config.compose import CONFIG_DIR, compose_checked, path_keys, value_of
 from binventory.config.paths import HYDRA_PATHS, as_path, quote_homes
 from binventory.config.quoting import quote_value
+from binventory.config.secrets import forget_hidden
 from binventory.errors import ConfigError, UserError
 from binventory.launch.folders import (
     FRESH,
@@ -55,6 +58,7 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
     prefer_system_memory()
     forget_foreign_ranks()
     redact_logs()
+    forget_hidden()
     register_resolvers()
     arguments, unknown = get_args_parser().parse_known_args()
     try:
@@ -66,7 +70,23 @@ def main(task_name: str, argv: list[str] | None = None) -> None:
     except UserError as error:
         report_user_error(error)
         sys.exit(EXIT_USER_ERROR)
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=task_name)(_job(task_name))()
+    run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=task_name)(_job(task_name))
+    if arguments.cfg is None:
+        run()
+    else:
+        _print_redacted(run)
+
+
+def _print_redacted(show: Callable[[], Any]) -> None:
+    """Print what Hydra shows of a config, without secrets."""
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        show()
+    lines = shown.getvalue().splitlines(keepends=True)
+    heading = [line for line in lines if line.startswith("#")]  # the package that --package names
+    plain = OmegaConf.to_container(OmegaConf.create("".join(lines)), resolve=False)
+    at = heading[0].split()[-1] if heading else ""
+    print("".join(heading) + OmegaConf.to_yaml(OmegaConf.create(redact(plain, at=at))), end="")
 
 
 def _checked_overrides(task_name: str, arguments: Any, given: list[str]) -> list[str]:

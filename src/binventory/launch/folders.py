@@ -17,6 +17,7 @@ from binventory.config.capture import to_plain
 from binventory.config.paths import as_path
 from binventory.config.quoting import pasteable
 from binventory.errors import ConfigError, InputError
+from binventory.files import refuse_links
 from binventory.tracking.resume import AUTO, FINAL_STATES, check_unchanged, find_run, task_path
 from binventory.tracking.run_folder import OF_A_SWEEP, RunFolder, register_resolvers
 
@@ -87,7 +88,8 @@ def folder_to_resume(task_name: str, config: DictConfig, location: RunLocation) 
     Exits with code 0 where that run is done and nothing is left to do.
 
     Raises:
-        UserError: another process writes it, its maths would change, or a new run would overwrite an earlier one.
+        UserError: another process writes it, there are links in it, its maths would change, or a new run would
+            overwrite an earlier one.
     """
     resume, plain = config.get("resume"), to_plain(config)
     if resume not in (None, AUTO):
@@ -104,6 +106,7 @@ def folder_to_resume(task_name: str, config: DictConfig, location: RunLocation) 
     if folder is None:
         print("resume=auto: no run of this config to go on with, this is a new one", flush=True)
         return None
+    refuse_links(folder)  # before Hydra opens its log there
     if (pid := RunFolder(folder).writer()) is not None:
         raise InputError(f"resume={folder}: process {pid} writes this run; wait for it or stop it")
     has_changed = check_unchanged(folder, plain, allowed=config.resume_changed)
@@ -134,12 +137,14 @@ def make_folder(key: str, folder: Path) -> None:
 
     Raises:
         ConfigError: it cannot be made; names the key.
+        InputError: there are links in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{key}={str(folder)[:200]}: {reason}; name another folder") from error
+    refuse_links(folder)  # before Hydra opens its log there
 
 
 def check_sweep_folders(configs: Sequence[DictConfig]) -> None:

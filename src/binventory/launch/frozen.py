@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from binventory.config.capture import redact_yaml, to_plain
 from binventory.config.check import check_config
+from binventory.config.secrets import look_at
 from binventory.launch.folders import RunLocation, folder_to_resume
 from binventory.launch.spec import JobSpec
 from binventory.tracking.resume import AUTO, find_run, task_path
@@ -37,12 +38,13 @@ def freeze(task_name: str, composed: DictConfig, resume_dir: Path | None = None)
     hydra_config = HydraConfig.get()
     frozen_hydra = OmegaConf.to_container(OmegaConf.create({"hydra": hydra_config}), resolve=False)
     assert isinstance(frozen_hydra, dict)
+    look_at(hydra_config.job, "env_set", "hydra.job.env_set")
     frozen_hydra["hydra"]["job"]["env_set"] = OmegaConf.to_container(hydra_config.job.env_set, resolve=True)
     spec = JobSpec(
         task=task_path(task_name),
         config={**to_plain(config), "hydra": _json_plain(frozen_hydra["hydra"])},
         run_dir=str(Path(hydra_config.runtime.output_dir)),
-        overrides=list(hydra_config.overrides.task),
+        overrides=frozen_hydra["hydra"]["overrides"]["task"],  # unresolved: ${…} is not what it stands for
     )
     if resume_dir is None and hydra_config.mode == RunMode.MULTIRUN:
         # Of a sweep that is resumed under a launcher that is not ours, which knows of no earlier attempts.

@@ -12,6 +12,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from binventory.files import open_own
 from binventory.launch.pool import GRACE_S, Share
 from binventory.signals import STOP_SIGNALS
 from binventory.streams import keep_streams_open
@@ -184,7 +185,7 @@ def _redirect(path: Path) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed when the sweep was started
             stream.flush()
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

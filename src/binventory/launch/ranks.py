@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from binventory.files import read_limited
 from binventory.launch.runner import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -59,7 +60,7 @@ def returned_value(run_dir: Path, config: Mapping[str, Any]) -> float | None:
     if metric is None or not path.exists():  # a pruned run has no final figures
         return None
     split, _, name = metric.partition("/")
-    value: float | None = (json.loads(path.read_text()).get(split) or {}).get(name)
+    value: float | None = (json.loads(read_limited(path)).get(split) or {}).get(name)
     return value
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from binventory.config.capture import one_line, redact_text, save_config
 from binventory.errors import UserError
-from binventory.files import write_json
+from binventory.files import read_limited, write_json
 from binventory.launch.spec import JobSpec
 from binventory.signals import STOP_SIGNALS, stop_signals
 from binventory.tracking.provenance import provenance
@@ -167,7 +167,7 @@ def _write_provenance(spec: JobSpec, run_dir: Path) -> None:
     path = run_dir / "provenance.json"
     earlier: list[dict[str, Any]] = []
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(read_limited(path))
         earlier = [*before.pop("earlier_attempts", []), before]
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     facts = {"started": started, **provenance(spec.overrides, spec.choices, spec.hydra_overrides)}

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from binventory.config.capture import REDACTED, leaves, redact, refuse_interpolations
+from binventory.config.capture import leaves, redact, refuse_interpolations
 from binventory.config.older import upgrade_config, upgrade_overrides
+from binventory.config.secrets import REDACTED, hide
 from binventory.config.targets import ALLOW_VARIABLE, KNOWN, check_targets, check_task, dotted_task, targets_of
 from binventory.errors import InputError
-from binventory.files import write_json
+from binventory.files import read_limited, write_json
 
 SPEC_VERSION = 2
 # What the file hides: JSON, dotted key of the config -> value.
@@ -94,7 +95,7 @@ class JobSpec:
     @classmethod
     def _read(cls, path: Path) -> JobSpec:
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_limited(path))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot read this job spec ({error})") from error
         version = values.pop("version", None) if isinstance(values, dict) else None
@@ -132,6 +133,10 @@ def _restored(own: dict[str, Any], given: Mapping[str, Any], path: Path) -> dict
             f"{path}: holds no secrets, and these are not given: {', '.join(missing)};"
             f' set {SECRETS_VARIABLE}=\'{{"{missing[0]}": "…"}}\' in the environment'
         )
+
+    for key, shown in leaves(own):
+        if key in hidden and shown.startswith(REDACTED):  # the whole value
+            hide(key, given[key], decides=shown != REDACTED)
 
     def restore(node: Any, dotted: str) -> Any:
         if isinstance(node, dict):

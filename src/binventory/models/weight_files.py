@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from binventory.data.text import printable
 from binventory.errors import InputError
+from binventory.files import MAX_WEIGHTS_BYTES, open_limited
 from binventory.models.finite import find_not_finite
 from binventory.models.stages import head_names
 from binventory.models.timm_alone import timm
@@ -66,13 +67,14 @@ def _read(path: Path) -> Mapping[Any, Any]:
     if not path.is_file():
         raise InputError(f"model.weights={path}: not a file; name the file of weights itself")
     try:
-        if path.name.lower().endswith(".safetensors"):
-            from safetensors.torch import load_file
+        with open_limited(path, MAX_WEIGHTS_BYTES) as file:
+            if path.name.lower().endswith(".safetensors"):
+                from safetensors.torch import load_file
 
-            return load_file(path)
-        # timm's training script keeps its options beside the weights: a plain holder of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+                return load_file(path)
+            # timm's training script keeps its options beside the weights: a plain holder of values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"model.weights={path}: cannot read this file as weights ({_reason(path, error)})") from error
     return loaded if isinstance(loaded, Mapping) else {}

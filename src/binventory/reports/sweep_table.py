@@ -17,6 +17,7 @@ from rich.text import Text
 
 from binventory.config.capture import redact_text
 from binventory.data.text import printable
+from binventory.files import read_limited
 from binventory.tracking.epochs import read_epochs
 from binventory.tracking.sweep_record import SweepJob, SweepRecord
 
@@ -139,7 +140,7 @@ class SweepDisplay:
     def _epochs_asked(self, run_dir: Path) -> int | None:
         if run_dir not in self._max_epochs:
             try:
-                config = json.loads((run_dir / "job.json").read_text())["config"]
+                config = json.loads(read_limited(run_dir / "job.json"))["config"]
                 self._max_epochs[run_dir] = config["trainer"]["max_epochs"]
             except (OSError, ValueError, KeyError):
                 return None

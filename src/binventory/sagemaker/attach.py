@@ -8,6 +8,7 @@ from pathlib import Path
 
 from binventory.config.quoting import pasteable
 from binventory.errors import InputError
+from binventory.files import is_below
 from binventory.launch.endings import judge
 from binventory.launch.handle import JobHandle
 from binventory.launch.runner import EXIT_FAILED
@@ -62,7 +63,8 @@ def attach(sweep: Path, poll_s: float) -> int:
 
 
 def _collect(record: SweepRecord, display: SweepDisplay, poll_s: float) -> None:
-    found = {job: read_record(job.run_dir) for job in record.jobs if job.run_dir is not None}
+    inside = {job: job.run_dir for job in record.jobs if job.run_dir and is_below(job.run_dir, record.folder)}
+    found = {job: read_record(run_dir) for job, run_dir in inside.items()}
     of_sagemaker = {job: its for job, its in found.items() if its is not None}
     if not of_sagemaker:
         raise InputError(f"{record.folder}: no job of this sweep was on SageMaker; there is nothing to collect")

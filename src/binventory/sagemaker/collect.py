@@ -13,10 +13,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from binventory.config.capture import load_plain, one_line, save_config
+from binventory.data.reading import MAX_LIST_BYTES
 from binventory.data.sources.s3 import ObjectError, is_s3, split_folder
 from binventory.data.text import printable
 from binventory.errors import InputError
-from binventory.files import write_json, write_text
+from binventory.files import read_limited, write_json, write_text
 from binventory.launch.runner import EXIT_FAILED, EXIT_PREEMPTED
 from binventory.sagemaker.aws import Aws
 from binventory.sagemaker.bucket import S3Folder
@@ -71,7 +72,7 @@ def fetch_answer(aws: Aws, record: JobRecord, name: str, target: Path) -> bytes 
     try:
         uri = f"{record.output}/{record.name}/output/output.tar.gz"
         is_there = fetch_output(uri, target, aws.s3()) and (target / name).is_file()
-        return (target / name).read_bytes() if is_there else None
+        return read_limited(target / name, MAX_BYTES) if is_there else None
     finally:
         shutil.rmtree(target, ignore_errors=True)
 
@@ -107,7 +108,7 @@ def fetch_folder(there: S3Folder, below: str, target: Path) -> Path | None:
 
 def _adopt(came: Path, run_dir: Path, record: JobRecord) -> None:
     """Move what came back into the run folder; what says where it ran says both places."""
-    config = json.loads((run_dir / "job.json").read_bytes())["config"]
+    config = json.loads(read_limited(run_dir / "job.json"))["config"]
     own = {name: value for name, value in config.items() if name != "hydra"}
     _check_kinds(came, record)
     _map_photos(came, own, Path(config["hydra"]["runtime"]["cwd"]))
@@ -145,7 +146,7 @@ def _map_photos(came: Path, own: dict[str, Any], working_dir: Path) -> None:
         places = _places(load_plain(config), own, working_dir)
     except (KeyError, TypeError):  # not the config of a run
         return
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    rows = list(csv.reader(io.StringIO(read_limited(path, MAX_LIST_BYTES).decode(), newline="")))
     if not rows or "path" not in rows[0]:
         return
     place = rows[0].index("path")
@@ -191,7 +192,7 @@ def _reason(record: JobRecord) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_limited(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from binventory.data.formats import exported_suffix
 from binventory.data.prepare import IndexedBins, PreparedBins
 from binventory.data.progress import track
-from binventory.data.reading import MAX_PHOTO_BYTES, UnreadableError, read_limited
+from binventory.data.reading import MAX_PHOTO_BYTES
 from binventory.data.sources.base import BinFiles
 from binventory.data.sources.bucket import METADATA, METADATA_SUFFIX, PHOTO_SUFFIX, PHOTOS
 from binventory.data.sources.file_list import FILE_LIST_NAME
 from binventory.data.text import MADE_ID, cell_text
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 TABLE = "table.csv"
 HASH_CHARS = 32

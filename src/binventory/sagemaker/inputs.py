@@ -17,6 +17,7 @@ from binventory.data.sources.file_list import FILE_LIST_NAME, REPORT_LIST, file_
 from binventory.data.sources.s3 import is_s3, naming, split_folder
 from binventory.data.sources.web import is_url
 from binventory.errors import ConfigError
+from binventory.files import open_limited
 from binventory.sagemaker.bucket import S3Folder
 from binventory.sagemaker.dataset import HASH_CHARS, make_dataset
 from binventory.sagemaker.entry import CHANNEL_SCHEME, DATA_CHANNEL
@@ -187,18 +188,20 @@ class InputSender:
             try:
                 digest = hashlib.sha256()
                 for file in files:
-                    with file.open("rb") as content:
+                    with open_limited(file, MAX_SENT_BYTES) as content:
                         digest.update(hashlib.file_digest(content, "sha256").digest())
                 folder = f"{FILES_FOLDER}/{digest.hexdigest()[:HASH_CHARS]}"
                 for file in files if self._sends else ():
                     self._folder.put_file(f"{folder}/{file.name}", file)
             except OSError as error:
-                raise ConfigError(f"{dotted}={path}: cannot be read: {error.strerror}; name another") from error
+                reason = error.strerror or error
+                raise ConfigError(f"{dotted}={path}: cannot be read: {reason}; name another") from error
             self._files[path] = f"{self._folder.uri}/{folder}", "" if path.is_dir() else path.name
         uri, name = self._files[path]
         return uri, _on_channel(channel, name)
 
 
+MAX_SENT_BYTES = 2**36  # of a file that a job needs
 _LISTS = ("data.file_list", "data.split_list")
 # Keys that may name files of this machine, and the channels that bring them.
 _FILES = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from pathlib import Path
 from typing import IO, Any
 
 from binventory.config.capture import redact_text
+from binventory.files import open_own
 from binventory.sagemaker.aws import Aws, CallError
 
 GROUP = "/aws/sagemaker/TrainingJobs"
@@ -62,11 +64,15 @@ class JobLog:
                     line = f"[{_host(streams[number])}] {line}"
                 self.tail.append(line)
                 if self._path is not None:
-                    file = file or self._path.open("a", encoding="utf-8")
+                    file = file or _appending(self._path)
                     file.write(line + "\n")
         finally:
             if file is not None:
                 file.close()
+
+
+def _appending(path: Path) -> IO[str]:
+    return os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8")
 
 
 def _host(stream: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from binventory.errors import InputError
-from binventory.files import write_json, write_text
+from binventory.files import read_limited, write_json, write_text
 
 RECORD = "sagemaker.json"
 NAME_FILE = "sagemaker-name.txt"  # in the sweep's folder, which may be moved and renamed
@@ -60,7 +60,7 @@ def read_record(run_dir: Path) -> JobRecord | None:
     """
     path = run_dir / RECORD
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_limited(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -85,7 +85,7 @@ def sweep_name(folder: Path) -> str:
     Another sweep whose folder has the same name would be taken for this one: its jobs, its checkpoints.
     """
     try:
-        return (folder / NAME_FILE).read_text().strip()
+        return read_limited(folder / NAME_FILE).decode().strip()
     except OSError:
         return f"{folder.name}-{secrets.token_hex(3)}"
 

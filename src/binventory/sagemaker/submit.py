@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from binventory.config.capture import redact
 from binventory.config.targets import ALLOW_VARIABLE
 from binventory.data.sources.s3 import split_folder
 from binventory.errors import ConfigError
@@ -253,4 +254,10 @@ def _variables(spec: JobSpec) -> dict[str, str]:
     """What the user's own command line allows and sets there: classes that may be made, and Hydra's variables."""
     allowed = spec.environment()[ALLOW_VARIABLE]
     variables: dict[str, str] = spec.config.get("hydra", {}).get("job", {}).get("env_set", {})
+    hidden = redact(variables, at="hydra.job.env_set")
+    if secret := next((name for name in variables if hidden[name] != variables[name]), None):
+        raise ConfigError(
+            f"hydra.job.env_set.{secret}: is a secret, which no request may hold; add {PREFIX}secrets.{secret}, as"
+            " secretsmanager:NAME or ssm:NAME"
+        )
     return {**({ALLOW_VARIABLE: allowed} if allowed else {}), **variables}

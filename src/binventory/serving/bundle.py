@@ -19,7 +19,7 @@ from binventory.config.capture import redact
 from binventory.config.targets import check_targets
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError, InputError, UserError
-from binventory.files import write_bytes, write_json
+from binventory.files import MAX_WEIGHTS_BYTES, read_limited, write_bytes, write_json
 from binventory.models.backbones import make_backbone
 from binventory.models.finite import DivergedError, find_not_finite, finite_probabilities
 from binventory.models.network import BinNetwork
@@ -40,7 +40,7 @@ def describe(config: Any, preprocessing: Preprocessing) -> dict[str, Any]:
     objective = OmegaConf.to_container(OmegaConf.create(config.objective), resolve=True)
     return {
         "model": {"name": config.model.name, "channels_last": config.model.channels_last},
-        "objective": redact(objective),
+        "objective": redact(objective, at="objective"),
         "counts": list(config.data.counts),
         "preprocessing": preprocessing.to_dict(),
     }
@@ -190,7 +190,7 @@ def _counts(values: Any) -> list[int]:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
+        description = json.loads(read_limited(folder / DESCRIPTION))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / DESCRIPTION}: cannot read this file ({error}); copy the bundle again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -205,9 +205,9 @@ def _read_weights(folder: Path, description: dict[str, Any]) -> bytes:
     if not path.is_file():
         raise InputError(f"{path}: missing; copy the whole bundle folder")
     try:
-        weights = path.read_bytes()
+        weights = read_limited(path, MAX_WEIGHTS_BYTES)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); copy the bundle again") from error
     if hashlib.sha256(weights).hexdigest() != description.get("weights_sha256"):
         raise InputError(
             f"{path}: its checksum differs from the one in {DESCRIPTION}; the copy is damaged, copy it again"

@@ -25,7 +25,7 @@ from binventory.data.prepare import PreparedBins, prepare_bins
 from binventory.data.preprocess import Preprocessing
 from binventory.distributed import all_gather_objects, from_rank_0, is_distributed
 from binventory.errors import ConfigError
-from binventory.files import write_json
+from binventory.files import read_limited, write_json
 from binventory.launch.runner import Pruned, global_rank
 from binventory.models.backbones import freeze, make_backbone
 from binventory.models.finite import ADVICE, DivergedError, find_not_finite
@@ -186,7 +186,7 @@ def _add_data_facts(trainer: pl.Trainer, run_dir: Path, prepared: PreparedBins) 
     path = run_dir / "provenance.json"
     if not trainer.is_global_zero or not path.exists():
         return
-    facts = json.loads(path.read_text())
+    facts = json.loads(read_limited(path))
     _warn_of_another_precision(facts.get("earlier_attempts", []), trainer.precision)
     facts["data"] = {"fingerprint": prepared.fingerprint, "index": str(prepared.index_path)}
     facts["device"] = {

@@ -15,6 +15,7 @@ from binventory.config.schema import TrainConfig
 from binventory.config.targets import import_target
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError
+from binventory.files import read_limited
 from binventory.launch.runner import ending_of
 from binventory.tracking.guard import guard, warn_failed
 from binventory.tracking.wandb_logger import BinWandbLogger, flat_figures
@@ -63,7 +64,7 @@ def make_loggers(config: TrainConfig, run_dir: Path, resumed_step: int | None) -
 
 def log_provenance(loggers: Sequence[Logger], run_dir: Path) -> None:
     """Give W&B what provenance.json says beside the config: overrides, group choices, git commit, data."""
-    facts = json.loads((run_dir / "provenance.json").read_text())
+    facts = json.loads(read_limited(run_dir / "provenance.json"))
     told = {name: facts.get(name) for name in ("overrides", "choices", "git", "data", "packages", "hardware")}
     for logger in loggers:
         if isinstance(logger, BinWandbLogger):

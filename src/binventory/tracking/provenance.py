@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -14,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from binventory.config.capture import redact_text
+from binventory.files import atomic_path, read_limited
 
+KEY_BYTES = 32
 PACKAGES = (
     "binventory", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
     "numpy", "pillow", "pyarrow", "scikit-learn", "safetensors",
@@ -31,10 +36,13 @@ def provenance(
         choices: the file that each config group was taken from.
         hydra_overrides: what was said of Hydra's own settings.
     """
+    shown = [[redact_text(override) for override in given] for given in (overrides, hydra_overrides)]
+    signature = sign([*shown[0], *shown[1]])
     return {
         "command": [redact_text(argument) for argument in sys.argv],
-        "overrides": [redact_text(override) for override in overrides],
-        "hydra_overrides": [redact_text(override) for override in hydra_overrides],
+        "overrides": shown[0],
+        "hydra_overrides": shown[1],
+        **({} if signature is None else {"signature": signature}),
         "choices": dict(choices),
         "working_dir": str(Path.cwd()),
         "git": git_facts(),
@@ -47,6 +55,42 @@ def provenance(
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
     }
+
+
+def sign(overrides: Sequence[str]) -> str | None:
+    """Sign overrides that name variables of the environment, so that a resumed run may read them again.
+
+    A folder that came from somebody else could have them read into what it sends. The key lies in the user's home.
+
+    Returns:
+        None where no override names one, or no key can be kept.
+    """
+    if not any("${" in override for override in overrides) or (key := _own_key()) is None:
+        return None
+    return hmac.new(key, json.dumps(list(overrides)).encode(), "sha256").hexdigest()
+
+
+def is_signed(overrides: Sequence[Any], signature: Any) -> bool:
+    """Whether this user's own run wrote these overrides."""
+    if not isinstance(signature, str) or not all(isinstance(override, str) for override in overrides):
+        return False
+    return hmac.compare_digest(signature.encode(), (sign(overrides) or "").encode())
+
+
+def _own_key() -> bytes | None:
+    """Return the user's key for signatures, made when it is first needed."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    path = Path(state) / "binventory" / "key"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                temporary.write_bytes(secrets.token_bytes(KEY_BYTES))
+        key = read_limited(path)
+    except (OSError, RuntimeError):  # no home, or it cannot be written to
+        return None
+    return key if len(key) == KEY_BYTES else None
 
 
 def _version(name: str) -> str | None:

@@ -12,11 +12,14 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from binventory.config.capture import REDACTED, load_config, redact, to_plain
+from binventory.config.capture import load_config, redact, to_plain
 from binventory.config.older import LIMITS, is_older, upgrade_overrides
 from binventory.config.schema import SHARE, TrainConfig, declared
+from binventory.config.secrets import REDACTED
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
+from binventory.files import read_limited
+from binventory.tracking.provenance import is_signed
 from binventory.tracking.run_folder import RunFolder
 
 AUTO = "auto"
@@ -100,6 +103,7 @@ def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[
         raise InputError(f"resume={run_dir}: not the run folder of a {task} run; name one, or take resume=auto")
     facts = _read_provenance(run_dir)
     before, of_hydra = (_texts(facts.get(name)) for name in ("overrides", "hydra_overrides"))
+    is_own = is_signed([*before, *of_hydra], facts.get("signature"))
     if is_older(run_dir / "config.yaml"):
         before = upgrade_overrides(before)
     named = {override_key(override) for override in added}
@@ -114,7 +118,7 @@ def overrides_to_resume(run_dir: Path, task: str, added: Sequence[str]) -> list[
     kept = [override for override in before if override_key(override) not in {*named, "resume", "resume_changed"}]
     if hidden := [override for override in kept if REDACTED in override]:
         raise ConfigError(f"resume={run_dir}: {hidden[0]} was a secret and is not kept; give it again")
-    check_overrides(kept, str(run_dir / "provenance.json"), of_hydra=OF_HYDRA)
+    check_overrides(kept, str(run_dir / "provenance.json"), of_hydra=OF_HYDRA, is_own=is_own)
     return [*kept, *added]
 
 
@@ -193,7 +197,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
     try:
-        read = json.loads((folder / "provenance.json").read_text())
+        read = json.loads(read_limited(folder / "provenance.json"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'provenance.json'}: cannot be read ({error})") from error
     return read if isinstance(read, dict) else {}

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from binventory.config.paths import as_path
 from binventory.errors import InputError
-from binventory.files import remove_leftovers, write_json
+from binventory.files import open_own, read_limited, refuse_links, remove_leftovers, write_json
 
 State = Literal["queued", "running", "done", "failed", "preempted", "pruned"]
 
@@ -62,7 +62,7 @@ def register_resolvers() -> None:
 
 def request_prune(run_dir: Path) -> None:
     """Ask the job that writes this run folder to stop at its next step, as pruned."""
-    (run_dir / PRUNE_REQUEST).touch()
+    os.close(open_own(run_dir / PRUNE_REQUEST, os.O_WRONLY | os.O_CREAT))
 
 
 class RunFolder:
@@ -81,13 +81,15 @@ class RunFolder:
         """Take the lock.
 
         Raises:
-            InputError: another process writes this folder; names its pid.
+            InputError: another process writes this folder, names its pid; or there is a link in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            refuse_links(self.path)
+            lock = open_own(self.path / LOCK, os.O_RDWR | os.O_CREAT)
             # What the last status needs is set aside while there is room.
-            (self.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+            with os.fdopen(open_own(self.path / RESERVE, os.O_WRONLY | os.O_CREAT), "wb") as reserve:
+                reserve.write(bytes(RESERVE_BYTES))
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written to ({error.strerror}); mend that or name another"
@@ -115,11 +117,17 @@ class RunFolder:
         return None if found is None else f"a run ({found})"
 
     def writer(self) -> str | None:
-        """Return the pid of the process that writes this folder; None when none does."""
+        """Return the pid of the process that writes this folder; None when none does.
+
+        Raises:
+            InputError: its lock cannot be read.
+        """
         try:
-            lock = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            lock = open_own(self.path / LOCK, os.O_RDONLY)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise InputError(f"{self.path / LOCK}: cannot be read ({error.strerror}); remove it") from error
         try:
             return None if _try_lock(lock) else os.read(lock, 32).decode().strip() or "unknown"
         finally:
@@ -158,7 +166,7 @@ class RunFolder:
         """
         path = self.path / "status.json"
         try:
-            status = json.loads(path.read_text())
+            status = json.loads(read_limited(path))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

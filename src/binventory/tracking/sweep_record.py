@@ -13,17 +13,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from binventory.config.capture import REDACTED, one_line, redact, redact_text
+from binventory.config.capture import one_line, redact, redact_text
 from binventory.config.older import upgrade_overrides
 from binventory.config.quoting import quote_value
+from binventory.config.secrets import REDACTED
 from binventory.config.targets import check_overrides
 from binventory.errors import ConfigError, InputError
-from binventory.files import write_json, write_text
+from binventory.files import is_below, read_limited, write_json, write_text
+from binventory.tracking.provenance import is_signed, sign
 from binventory.tracking.resume import override_key
 from binventory.tracking.run_folder import RunFolder, State
 
 RECORD_VERSION = 2
 SWEEP_FILE, RESULTS_FILE = "sweep.json", "results.csv"
+
+JOB_KINDS: dict[str, Any] = {
+    "job": int, "overrides": list, "state": str, "run_dir": str | None, "exit_code": int | None, "error": str | None,
+    "value": int | float | None, "metrics": dict, "started": str | None, "ended": str | None,
+}  # fmt: skip
 
 # What a sweep's own command may set in Hydra's node when it is read back from its folder.
 HYDRA_KEYS = (
@@ -129,6 +136,8 @@ class SweepRecord:
         job = SweepJob(values["job"], tuple(values["overrides"]), values["state"], run_dir)
         for name in ("exit_code", "error", "value", "metrics", "started", "ended"):
             setattr(job, name, values[name])
+        if not job.is_finished and run_dir is not None and not is_below(run_dir, self.folder):
+            job.run_dir = None  # resume=auto finds it by its config again
         if not job.is_finished:
             job.look_up()
             job.value = job.metrics.get(self.objective or "") if job.state == "done" else None
@@ -136,6 +145,7 @@ class SweepRecord:
 
     def write(self, state: str, exit_code: int | None = None) -> None:
         """Write both files."""
+        jobs = [self._plain(job) for job in self.jobs]
         write_json(
             self.folder / SWEEP_FILE,
             {
@@ -147,7 +157,8 @@ class SweepRecord:
                 "ended": None if state == "running" else now(),
                 "objective_metric": self.objective,
                 "overrides": redact(self.overrides),
-                "jobs": [self._plain(job) for job in self.jobs],
+                "jobs": jobs,
+                "signature": sign([*redact(self.overrides), *(text for job in jobs for text in job["overrides"])]),
             },
         )
         write_text(self.folder / RESULTS_FILE, _csv(self._row(job) for job in self.jobs))
@@ -194,7 +205,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """
     path = folder / SWEEP_FILE
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(read_limited(path))
     except FileNotFoundError:
         raise InputError(f"resume_sweep={folder}: no sweep ({SWEEP_FILE} is not there); name its folder") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -204,14 +215,28 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a sweep of version {RECORD_VERSION}; run the sweep again")
     if wrong := [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]:
         raise InputError(f"{path}: not a sweep (see {wrong[0]!r}); run the sweep again")
-    keys = {"job", "overrides", "state", "run_dir", "exit_code", "error", "value", "metrics", "started", "ended"}
-    if not all(isinstance(job, dict) and job.keys() == keys for job in saved["jobs"]):
-        raise InputError(f"{path}: not a sweep (see 'jobs'); run the sweep again")
+    for job in saved["jobs"]:
+        if not isinstance(job, dict) or job.keys() != JOB_KINDS.keys():
+            raise InputError(f"{path}: not a sweep (see 'jobs'); run the sweep again")
+        if wrong := [name for name, kind in JOB_KINDS.items() if not isinstance(job[name], kind)]:
+            raise InputError(f"{path}: not a sweep (see {wrong[0]!r} of 'jobs'); run the sweep again")
+        _check_run_dir(path, job, saved["overrides"])
     if saved["version"] == 1:
         for node in (saved, *saved["jobs"]):
             if isinstance(node["overrides"], list):
                 node["overrides"] = upgrade_overrides(node["overrides"])
     return saved
+
+
+def _check_run_dir(path: Path, job: dict[str, Any], overrides: list[Any]) -> None:
+    """Refuse a job that names a folder elsewhere, unless its sweep looked for its run there: it would be written to."""
+    if isinstance(job["job"], bool) or job["job"] < 0:  # it names a folder too
+        raise InputError(f"{path}: job={job['job']!r}: not the number of a job; run the sweep again")
+    place = job["run_dir"]
+    if place is not None and "resume=auto" not in overrides and not is_below(path.parent / place, path.parent):
+        raise InputError(
+            f"{path}: run_dir={place!r} of job {job['job']}: not a folder in that of the sweep; run the sweep again"
+        )
 
 
 def overrides_to_resume_sweep(folder: Path, task: str, added: Sequence[str]) -> list[str]:
@@ -237,7 +262,10 @@ def overrides_to_resume_sweep(folder: Path, task: str, added: Sequence[str]) -> 
         raise ConfigError(
             f"{foreign[0]}: resume_sweep runs the sweep's own jobs: only hydra.* can be added; start a new sweep"
         )
-    check_overrides(kept, str(folder / SWEEP_FILE), of_hydra=HYDRA_KEYS)
+    of_jobs = [str(text) for job in saved["jobs"] for text in job["overrides"]]
+    is_own = is_signed([*saved["overrides"], *of_jobs], saved.get("signature"))
+    checked = [*kept, *dict.fromkeys(text for text in of_jobs if REDACTED not in text)]
+    check_overrides(checked, str(folder / SWEEP_FILE), of_hydra=HYDRA_KEYS, is_own=is_own)
     place = quote_value(folder)
     return [*kept, *added, f"resume_sweep={place}", f"hydra.sweep.dir={place}", "hydra.mode=MULTIRUN"]
 
@@ -245,7 +273,7 @@ def overrides_to_resume_sweep(folder: Path, task: str, added: Sequence[str]) -> 
 def read_metrics(run_dir: Path) -> dict[str, float]:
     """Return the figures of metrics.json by logged name, per-count ones left out; nothing where there is none."""
     try:
-        figures = json.loads((run_dir / "metrics.json").read_text())
+        figures = json.loads(read_limited(run_dir / "metrics.json"))
     except (OSError, ValueError):
         return {}
     return {

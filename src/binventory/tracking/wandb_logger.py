@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from binventory.config.capture import one_line, redact_text
 from binventory.data.preprocess import Preprocessing
 from binventory.errors import ConfigError
-from binventory.files import write_json
+from binventory.files import read_limited, write_json
 from binventory.launch.runner import EXIT_PREEMPTED
 from binventory.tracking.resume import task_name
 from binventory.tracking.run_folder import RunFolder, State
@@ -33,6 +33,7 @@ ID_VARIABLE, SWEEP_VARIABLE = "WANDB_RUN_ID", "WANDB_SWEEP_ID"
 DATA_VARIABLE = "WANDB_DATA_DIR"
 _REFUSED = re.compile(r"returned error 4\d\d")  # a wrong key, an unknown entity: all that the client says of it
 CHOSEN = ("best.ckpt", "last.ckpt")  # the first that there is was tested
+_RUN_ID = re.compile(r"[\w-]{1,128}")  # becomes part of a folder's name
 HYDRA_SWEEP_FILE = "multirun.yaml"
 
 
@@ -301,10 +302,11 @@ def _remember(run_dir: Path, run: Any) -> None:
 
 def _remembered(run_dir: Path) -> dict[str, Any]:
     try:
-        read = json.loads((run_dir / RUN_FILE).read_text())
+        read = json.loads(read_limited(run_dir / RUN_FILE))
     except (OSError, ValueError):  # the first attempt, or damaged: the attempts are two runs then
         return {}
-    return {key: value for key, value in read.items() if isinstance(value, str)} if isinstance(read, dict) else {}
+    facts = {key: value for key, value in read.items() if isinstance(value, str)} if isinstance(read, dict) else {}
+    return facts if _RUN_ID.fullmatch(facts.get("id", "")) else {}
 
 
 def _sweep_of(run_dir: Path) -> str | None:

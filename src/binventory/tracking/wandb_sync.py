@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from binventory.errors import InputError
+from binventory.files import refuse_links
 from binventory.tracking.run_folder import RunFolder
 
 
@@ -28,7 +29,7 @@ def sync(run_dirs: Iterable[Path]) -> int:
         The exit code of `wandb sync`: not 0 where something could not be sent.
 
     Raises:
-        InputError: no run has anything to send, or one is still being written; names it.
+        InputError: no run has anything to send, one is still being written, or there are links in one; names it.
     """
     folders = {run_dir: offline_attempts(run_dir) for run_dir in run_dirs}
     if not any(folders.values()):
@@ -36,6 +37,7 @@ def sync(run_dirs: Iterable[Path]) -> int:
             f"{next(iter(folders))}: holds no offline W&B run (wandb/offline-run-*); name one of logger=wandb"
         )
     for run_dir, attempts in folders.items():
+        refuse_links(run_dir)  # the client writes beside what it sends
         if attempts and (pid := RunFolder(run_dir).writer()) is not None:
             raise InputError(f"{run_dir}: process {pid} still writes this run; sync it when it has ended")
     paths = [str(attempt) for attempts in folders.values() for attempt in attempts]

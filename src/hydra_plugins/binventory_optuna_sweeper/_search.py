@@ -102,7 +102,8 @@ class Search:
             if trial is None:
                 return
             if job is not None:
-                self._sweep.submit(job.overrides, job=job)
+                # Not those of the record, which hides secrets.
+                self._sweep.submit(self._space.overrides(trial.params), job=job)
                 self._running[job.number] = trial
             else:
                 self._start(trial)

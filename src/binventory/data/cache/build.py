@@ -24,9 +24,8 @@ from binventory.data.decode import PhotoError, read_photo
 from binventory.data.preprocess import Preprocessing
 from binventory.data.progress import track
 from binventory.errors import ConfigError
-from binventory.files import atomic_path, locked
+from binventory.files import atomic_path, locked, open_own, refuse_linked, refuse_links
 
-WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -108,7 +107,11 @@ def build_rows(
 
     Raises:
         ConfigError: the folder cannot be written to, or has no room.
+        InputError: it is, or holds, a link.
     """
+    refuse_linked(pack.folder, pack.folder.parents[1])
+    if pack.folder.exists():
+        refuse_links(pack.folder)
     with _writing(pack), locked(pack.folder / LOCK):
         damage = pack.find_damage(every_block=True) if pack.is_finished() else "not finished"
         if damage is None:
@@ -190,12 +193,12 @@ def _build_blocks(builder: _Builder, num_workers: int, label: str) -> list[Block
 def _opened(pack: Pack, make_room: Callable[[], object] | None) -> Iterator[int]:
     """Open the file of the rows at its full size; what it held stays. One that is mapped is left, for a copy of it."""
     was_there = pack.path.exists()
-    descriptor = os.open(pack.path, WRITE_FLAGS, 0o644)
+    descriptor = open_own(pack.path, os.O_RDWR | os.O_CREAT)
     if is_mapped(descriptor, unknown=True):
         os.close(descriptor)
         with atomic_path(pack.path) as temporary:
             shutil.copyfile(pack.path, temporary)
-        descriptor = os.open(pack.path, WRITE_FLAGS, 0o644)
+        descriptor = open_own(pack.path, os.O_RDWR | os.O_CREAT)
         is_mapped(descriptor, unknown=True)
     try:
         try:
@@ -213,8 +216,7 @@ def _opened(pack: Pack, make_room: Callable[[], object] | None) -> Iterator[int]
 
 def _journal(pack: Pack) -> FileIO:
     """Open the list of the blocks that are on disk, for further ones."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(pack.folder / JOURNAL, flags, 0o644), "ab", buffering=0)
+    return os.fdopen(open_own(pack.folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0)
 
 
 def _reserve(descriptor: int, pack: Pack, make_room: Callable[[], object] | None) -> None:

@@ -19,12 +19,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from binventory.files import write_json
+from binventory.files import open_limited, read_limited, write_json
 
 FORMAT = 1  # raise it when the files of a pack change their meaning
 META, JOURNAL, LOCK = "meta.json", "blocks.txt", "lock"
 
 MAX_BLOCK_ROWS, MAX_BLOCK_BYTES = 64, 16 * 2**20
+MAX_ROWS_BYTES = 2**44  # of all photos: what is opened as a file of rows at all
 NUM_CHECKED_BLOCKS = 4  # when a pack is opened whose file nobody wrote to since
 
 _JOURNAL_LINE = re.compile(r"(\d+) ([0-9a-f]{64})\n")
@@ -134,10 +135,10 @@ class Pack:
         checksums. Where the time differs, all blocks are, as with `every_block`.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_limited(self.path, MAX_ROWS_BYTES) as file:
                 return self._damage_of(file, every_block=every_block)
         except OSError as error:
-            return f"{self.kind.file}: {error.strerror}"
+            return f"{self.kind.file}: {error.strerror or error}"
 
     def _damage_of(self, file: BinaryIO, *, every_block: bool) -> str | None:
         meta = self._read_meta()
@@ -162,7 +163,7 @@ class Pack:
 
     def checksum(self, number: int) -> str:
         """Return the SHA-256 of a block as it lies on disk."""
-        with self.path.open("rb") as file:
+        with open_limited(self.path, MAX_ROWS_BYTES) as file:
             return self._checksum(file, number)
 
     def _checksum(self, file: BinaryIO, number: int) -> str:
@@ -199,7 +200,7 @@ class Pack:
         if not self.is_finished():
             return None
         try:
-            with self.path.open("rb") as file:
+            with open_limited(self.path, MAX_ROWS_BYTES) as file:
                 if not _lease(file.fileno(), fcntl.LOCK_SH):
                     return None  # it is mended or removed at this moment
                 return None if self._damage_of(file, every_block=False) else self._map(file)
@@ -209,7 +210,7 @@ class Pack:
     def mapped(self) -> npt.NDArray[Any]:
         """Return the rows, `shape`, mapped from the file and read-only. For who holds the folder's lock."""
         self.mark_used()
-        with self.path.open("rb") as file:
+        with open_limited(self.path, MAX_ROWS_BYTES) as file:
             _lease(file.fileno(), fcntl.LOCK_SH)
             return self._map(file)
 
@@ -220,7 +221,7 @@ class Pack:
     def mark_used(self) -> None:
         """Say that the pack is used now, for `binventory cache prune`."""
         with suppress(OSError):  # a folder that is only read has no use for it
-            os.utime(self.folder / META)
+            os.utime(self.folder / META, follow_symlinks=False)
 
     def known_blocks(self) -> dict[int, str]:
         """Return the checksum of each block that was written earlier, of a finished pack or of one under way."""
@@ -228,7 +229,7 @@ class Pack:
         if meta is not None:
             return dict(enumerate(meta["blocks"]))
         try:
-            text = (self.folder / JOURNAL).read_text()
+            text = read_limited(self.folder / JOURNAL).decode()
         except (OSError, UnicodeDecodeError):
             return {}
         lines = {int(number): checksum for number, checksum in _JOURNAL_LINE.findall(text)}
@@ -266,7 +267,7 @@ def _lease(descriptor: int, kind: int, *, default: bool = True) -> bool:
 def read_meta(folder: Path) -> dict[str, Any] | None:
     """Return what a finished pack says of itself; None where there is nothing or not what was written."""
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_bytes())
+        meta: dict[str, Any] = json.loads(read_limited(folder / META))
         checksum = meta.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None

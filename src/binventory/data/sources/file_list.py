@@ -10,12 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from binventory.config.schema import S3Config
-from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
+from binventory.data.reading import MAX_LIST_BYTES
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.s3 import is_s3, read_object
 from binventory.data.sources.web import is_url, read_url
 from binventory.data.text import MAX_ID_BYTES, brief, can_be_id
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 if TYPE_CHECKING:
     import numpy as np

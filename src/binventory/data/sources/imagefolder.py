@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from binventory.config.schema import S3Config
+from binventory.data.reading import MAX_LIST_BYTES
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import own_list_of_folder, read_file_list, take
 from binventory.data.sources.photo_tree import COUNT_NAME, PhotoFile, count_of, ids_of, list_photos
 from binventory.data.sources.s3 import is_s3, naming
 from binventory.data.text import cell_text, id_of_name, printable
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 _TREE_HINT = "folders are named by quantity: 1/, 2/, …"
 
@@ -79,10 +82,10 @@ def _exported_groups(folder: Path) -> dict[str, str]:
     if not meta.is_file():
         return {}
     try:
-        with meta.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [(row.get("id"), cell_text(row.get("group"))) for row in csv.DictReader(file)]
-            return {bin_id: group for bin_id, group in rows if bin_id and group}
-    except csv.Error as error:
+        lines = io.StringIO(read_limited(meta, MAX_LIST_BYTES).decode(errors="replace"), newline="")
+        rows = [(row.get("id"), cell_text(row.get("group"))) for row in csv.DictReader(lines)]
+        return {bin_id: group for bin_id, group in rows if bin_id and group}
+    except (csv.Error, UnreadableError) as error:
         raise InputError(f"{meta}: cannot be read as csv: {error}; mend or remove it") from error
 
 

@@ -17,13 +17,14 @@ from pyarrow import csv, parquet
 from binventory.config.schema import S3Config
 from binventory.data.columns import Column, PackedRows, Texts
 from binventory.data.listing import PackedBins
-from binventory.data.reading import MAX_LIST_BYTES, UnreadableError, read_limited
+from binventory.data.reading import MAX_LIST_BYTES
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.sources.file_list import check_id, places_of, read_file_list
 from binventory.data.sources.photo_tree import PhotoFile, fetch_uris, ids_of
 from binventory.data.sources.s3 import SCHEME, is_s3, naming, read_object, split_uri
 from binventory.data.text import brief, cell_text, id_of_name, printable
 from binventory.errors import InputError
+from binventory.files import UnreadableError, read_limited
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "quantity", "group", "id", "problem")

@@ -14,7 +14,7 @@ from binventory.cores import usable_cores
 from binventory.data.progress import track
 from binventory.data.synthetic.bins import Plan, make_bin, metadata_of, plan_bin
 from binventory.data.synthetic.photo import draw_photo
-from binventory.files import locked, write_bytes, write_json, write_text
+from binventory.files import locked, refuse_linked, write_bytes, write_json, write_text
 
 FILE_LIST = "file_list.json"
 BATCH = 32  # bins that a process draws and writes at a time
@@ -35,10 +35,13 @@ def draw_folder(folder: Path, *, num_bins: int, photo_size: int, seed: int) -> N
 
     Raises:
         OSError: a file cannot be written.
+        InputError: the folder, or one in it, is a link.
     """
     plans = [plan_bin(seed, index) for index in range(num_bins)]
     if (folder / FILE_LIST).exists() and not _missing(folder, plans):
         return
+    for name in ("metadata", "bin-images"):
+        refuse_linked(folder / name, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{folder.name}.lock")):
         missing = _missing(folder, plans)

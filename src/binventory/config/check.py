@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -79,6 +80,10 @@ def _resolve(composed: DictConfig) -> dict[str, Any]:
     try:
         return to_plain(composed)
     except OmegaConfBaseException as error:
+        if variable := re.search(r"Environment variable '(.*)' not found", str(error)):
+            raise ConfigError(
+                f"{error.full_key}: the environment has no variable {variable[1]}; set it, or write the value"
+            ) from error
         raise ConfigError(
             f"{error.full_key}: {_first_line(error)}; name a key that exists or write the value"
         ) from error

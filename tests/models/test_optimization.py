@@ -32,8 +32,14 @@ def rows_of(run: Path) -> list[dict[str, float]]:
         (f"{TORCHS}ReduceLROnPlateau +scheduler.mode=min", "scheduler.mode=min: val/accuracy"),
         (f"{TORCHS}ReduceLROnPlateau data.val_fraction=0 objective_metric=null", "objective_metric, which is null"),
         (f"{TORCHS}OneCycleLR", "scheduler.max_lr"),
-        (f"{TORCHS}OneCycleLR +scheduler.max_lr=0.1 +scheduler.epochs=5", "fewer than those of the run"),
-        (f"{TORCHS}OneCycleLR +scheduler.max_lr=0.1 +scheduler.total_steps=5", "fewer than those of the run"),
+        (
+            f"{TORCHS}OneCycleLR +scheduler.max_lr=0.1 +scheduler.epochs=5",
+            "its 500 steps are fewer than the 2000 of the run",
+        ),
+        (
+            f"{TORCHS}OneCycleLR +scheduler.max_lr=0.1 +scheduler.total_steps=5",
+            "its 5 steps are fewer than the 20 of the run",
+        ),
         (f"{TORCHS}OneCycleLR +scheduler.max_lr=0.1 {OWN}Rprop", "OneCycleLR cannot start (ValueError: optimizer must"),
         (f"{TORCHS}CosineAnnealingLR +scheduler.T_max=0", "CosineAnnealingLR cannot start (ZeroDivisionError"),
         (f"{TORCHS}LinearLR +scheduler.start_factor=0", "LinearLR cannot start (ValueError"),

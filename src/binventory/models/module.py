@@ -20,7 +20,7 @@ from binventory.metrics.counting import CountingMetrics
 from binventory.models.backbones import frozen_to_eval
 from binventory.models.finite import ADVICE, DivergedError, finite_probabilities
 from binventory.models.network import BinNetwork
-from binventory.models.optimization import make_optimizer, make_schedule
+from binventory.models.optimization import make_optimizer, make_schedule, require_length
 
 CHECKPOINT_KEY = "binventory"
 
@@ -84,9 +84,15 @@ class BinCounter(pl.LightningModule):
     # Training
 
     def on_train_start(self) -> None:
-        """Put frozen parts into eval mode, also where training goes on in the middle of an epoch."""
+        """Put frozen parts into eval mode, also where training goes on in the middle of an epoch.
+
+        Raises:
+            ConfigError: the schedule, as it was resumed, is shorter than the run is now.
+        """
         self.network.train()
         frozen_to_eval(self.network)
+        for schedule in self.trainer.lr_scheduler_configs:
+            require_length(schedule.scheduler, int(self.trainer.estimated_stepping_batches))
 
     def on_train_epoch_start(self) -> None:
         """Put frozen parts into eval mode. Lightning itself only restores the modes that it found."""

@@ -69,15 +69,24 @@ def make_schedule(
         scheduler = make(optimizer, **given)
     if not isinstance(scheduler, LRScheduler):
         raise ConfigError(f"scheduler: {type(scheduler).__name__} is no torch learning-rate scheduler; name one")
-    length = getattr(scheduler, "total_steps", None)
-    if isinstance(length, int) and length < steps_per_epoch * max_epochs:
-        raise ConfigError(
-            f"scheduler: its {length} steps are fewer than those of the run; leave out scheduler.total_steps and"
-            " scheduler.epochs: the run's own number is taken"
-        )
+    require_length(scheduler, steps_per_epoch * max_epochs)
     is_stepwise = bool({"steps_per_epoch", "total_steps"} & wanted.keys())
     schedule: dict[str, Any] = {"scheduler": scheduler, "interval": "step" if is_stepwise else "epoch"}
     return {**schedule, "monitor": metric} if by_metric else schedule
+
+
+def require_length(scheduler: Any, num_steps: int) -> None:
+    """Refuse a schedule that would break off before the run ends.
+
+    Raises:
+        ConfigError: it is of fewer steps: by the config, or as the run was resumed from.
+    """
+    length = getattr(scheduler, "total_steps", None)
+    if isinstance(length, int) and length < num_steps:
+        raise ConfigError(
+            f"scheduler: its {length} steps are fewer than the {num_steps} of the run; leave out scheduler.total_steps"
+            " and scheduler.epochs, and resume with the trainer.max_epochs that the run began with"
+        )
 
 
 def try_optimization(config: Any) -> None:

@@ -125,6 +125,7 @@ def test_single_run_and_resume(
     check_job(run, tmp_path / "notes", num=None, pid=os.getpid())
     assert noted(tmp_path / "notes")["run_end"][0]["calls"] == ["run_start", "job_start", "job_end", "run_end"]
     again = ["--config-dir", words[1], override_text("resume", run)]
+    capsys.readouterr()  # how far it got with its photos, on a slow machine
     for number, key in ((0, "env_set"), (1, "callbacks")):
         line = fails_in_one_line(capsys, workplace, *again, *surroundings(tmp_path / "notes")[:number])
         assert f"hydra.{'job.' if number == 0 else ''}{key}" in line
@@ -178,6 +179,7 @@ def test_a_shuffled_sweep_goes_on_in_its_order(
     record["jobs"][1] |= {"state": "queued", "value": None}
     (first.folder / "sweep.json").write_text(json.dumps(record))
     again = [*words[:2], override_text("resume_sweep", first.folder)]
+    capsys.readouterr()
     assert "not taken from a file" in fails_in_one_line(capsys, workplace, *again)
     given_again = [text for text in [*words, NUM] if text.startswith(("+hydra.", "hydra.")) or "${" in text]
     second = sweep_here(workplace, *again, *given_again)

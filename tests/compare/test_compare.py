@@ -98,7 +98,7 @@ def test_places_without_runs_are_refused_in_one_line(outputs: Path) -> None:
     (outputs / "empty").mkdir()
     assert "outputs/empty: holds no run" in refused("outputs/empty")
     assert "ffff: no such folder" in refused("a1b2", "ffff")
-    assert "no such folder" in refused("")
+    assert "is an empty path" in refused("")
     assert "no such folder" in refused("nothing/*")
     assert "a file; name the run folder, e.g. outputs/train/" in refused(
         "outputs/train/2026-11-22_10-00-00-a1b2/metrics.json"

@@ -316,13 +316,15 @@ def smallest(names: list[str]) -> str:
 
 
 @pytest.mark.long
-def test_of_every_family_what_is_trained_comes_after_what_is_frozen() -> None:
+@pytest.mark.parametrize("part", range(4))
+def test_of_every_family_what_is_trained_comes_after_what_is_frozen(part: int) -> None:
     """By what the network calls: the last frozen weights are used before the first trained ones, but for heads."""
     families = defaultdict(list)
     for name in timm.list_models():
         families[timm.model_entrypoint(name).__module__].append(name)
     refused = []
-    for name in map(smallest, families.values()):
+    names = sorted(map(smallest, families.values()))
+    for name in names[part::4]:
         network = without_data(name)
         try:
             freeze(network, "last_stage")
@@ -331,7 +333,7 @@ def test_of_every_family_what_is_trained_comes_after_what_is_frozen() -> None:
         else:
             assert_in_order(network.eval(), name)
     assert len(families) > 70
-    assert refused == ["coat_mini"], "features of several strides from one module"
+    assert refused == [name for name in names[part::4] if name == "coat_mini"], "several strides from one module"
 
 
 def assert_in_order(network: nn.Module, name: str) -> None:

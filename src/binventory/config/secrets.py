@@ -38,8 +38,9 @@ _PLACE = re.compile(r"_(file|path|dir|folder|helper|ur[il]|sock)$", re.I)
 # Of variables that a config reads: where and how a process runs, and nobody's secret. Others of ours and of Slurm too.
 HARMLESS_VARIABLES = frozenset(
     (
-        *("HOME", "USER", "LOGNAME", "PWD", "OLDPWD", "PATH", "SHELL", "TERM", "TMPDIR", "TMP", "TEMP", "SCRATCH"),
-        *("HOST", "HOSTNAME", "TZ", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RANK", "LOCAL_RANK"),
+        *("HOME", "USER", "USERNAME", "LOGNAME", "PWD", "OLDPWD", "PATH", "SHELL", "TERM", "TMPDIR", "TMP", "TEMP"),
+        *("SCRATCH", "HOST", "HOSTNAME", "TZ", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
+        *("RANK", "LOCAL_RANK"),
         *("NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
         *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY"),
     )

@@ -74,8 +74,8 @@ def slow_listing(request: BaseHTTPRequestHandler) -> None:
 @pytest.mark.parametrize("answer", [slow_status, slow_body, slow_listing])
 def test_a_byte_now_and_then_is_no_answer(tmp_path: Path, answer: Answer) -> None:
     with odd_server(answer) as url, pytest.raises(InputError) as caught:
-        fetch(s3_config(url, max_attempts=2, timeout_s=0.3), tmp_path)
-    assert "gave up after 2 attempts: less than 1024 bytes a second" in str(caught.value)
+        fetch(s3_config(url, max_attempts=1, timeout_s=0.2), tmp_path)
+    assert "gave up after 1 attempts: less than 1024 bytes a second" in str(caught.value)
 
 
 def test_a_slow_photo_is_that_bins_problem(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ MAX_FILE_BYTES = 64 * 2**20  # of a JSON, YAML or text file of ours; the largest
 MAX_WEIGHTS_BYTES = 2**36
 
 # W&B's client puts links to its newest files there, and puts others in their place without following them.
+CLIENT_LOG = "wandb/*run-*/logs/debug-core.log"  # a link to the log of the client's process
 LINK_FOLDER = "wandb"
 # Checkpoints are replaced, never changed: another name for one keeps its content.
 HARD_LINK_FOLDER = "checkpoints"
@@ -109,7 +110,8 @@ def refuse_links(folder: Path) -> None:
                 if not path.name.startswith(".") or path.name in HIDDEN_FOLDERS:
                     waiting.append(path)
             elif stat.S_ISLNK(status.st_mode):
-                if path.parent.name != LINK_FOLDER or not is_below(path, path.parent):
+                is_of_client = path.match(CLIENT_LOG)  # of an attempt before: W&B's client writes it to a new folder
+                if not is_of_client and (path.parent.name != LINK_FOLDER or not is_below(path, path.parent)):
                     raise _refusal(path, "a symbolic link")
             elif not stat.S_ISREG(status.st_mode):
                 raise _refusal(path, "no regular file")

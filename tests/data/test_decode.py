@@ -115,7 +115,7 @@ def changed(chunk: bytes, content: bytes, checksum: bytes | None = None) -> byte
     "chunk", [b"eXIf", b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"gAMA", b"pHYs", b"cHRM", b"sRGB", b"tIME"]
 )
 def test_png_with_sound_pixels_is_taken_whatever_else_of_it_is_broken(chunk: bytes) -> None:
-    text = b"key\0\1\0\0\0" + zlib.compress(b"x" * 70_000_000) if chunk == b"iTXt" else b"key\0\7broken"
+    text = b"key\0\1\0\0\0" + zlib.compress(b"x" * 3_000_000) if chunk == b"iTXt" else b"key\0\7broken"
     for content in (b"", b"\xff", b"key\0", text, b"II*\0\xff\xff\xff\x7f", b"\0" * 40):
         for checksum in (None, b"oops"):
             pixels = np.asarray(decode_rgb(changed(chunk, content, checksum), "a.png"))

@@ -105,9 +105,10 @@ def _local(location: str, s3: S3Config, data_dir: str | Path) -> tuple[list[Inpu
 def _remote(location: str, s3: S3Config, data_dir: str | Path) -> tuple[list[InputPhoto], Sequence[str]]:
     if is_photo(location) or is_other_picture(location):
         photo = fetch_uris([location], s3, data_dir, location)[location]
-        if photo.path is None:
+        if photo.path is not None:
+            return [InputPhoto(id_of_name(photo.path.stem)[0], photo.path)], ()
+        if is_photo(location):
             raise InputError(photo.error or location)
-        return [InputPhoto(id_of_name(photo.path.stem)[0], photo.path)], ()
     bucket, prefix = split_folder(location)
     layout = f"{prefix}/bin-images".lstrip("/")
     if any(S3Connection(s3).list_objects(bucket, layout, recursive=False, page_keys=1)):

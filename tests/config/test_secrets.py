@@ -214,7 +214,9 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     provenance = json.loads((folder / "provenance.json").read_text())
     overrides = [*provenance["overrides"], "logger=wandb", "logger.wandb.group=${oc.env:KAGGLE_KEY}"]
     (folder / "provenance.json").write_text(
-        json.dumps({**provenance, "overrides": overrides, "signature": sign(overrides)})
+        json.dumps(
+            {**provenance, "overrides": overrides, "signature": sign([*overrides, *provenance["hydra_overrides"]])}
+        )
     )
     return folder
 

@@ -69,6 +69,13 @@ def test_a_good_bin(folder: Path, tmp_path: Path) -> None:
     assert [item for item in items.to_pylist() if item["bin_id"] == "00003"][1]["asin"] == "B3"
 
 
+def test_bins_that_lack_an_asin_do_not_share_one(tmp_path: Path, write_bin: WriteBin) -> None:
+    for number, asin in enumerate(["nan", "nan", "", "", "B1", "B1"]):
+        write_bin(tmp_path / "bins", f"{number:05d}", 1, {asin: 1})
+    index, _ = build_index(listing_of(tmp_path / "bins"), tmp_path / "scan.parquet")
+    assert index["group"].to_pylist() == ["00000", "00001", "00002", "00003", "00004", "00004"]
+
+
 def test_one_colour_has_no_spread() -> None:
     statistics = channel_statistics(torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 224, 224))
     assert list(statistics.values()) == pytest.approx([1, 0, 0.2, 0, 0, 0])

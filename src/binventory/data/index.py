@@ -16,7 +16,7 @@ from binventory.data.columns import BATCH, Texts
 from binventory.data.scan import ITEM_FIELDS, STATISTICS, Row, scan_bins
 from binventory.data.sources.base import BinFiles, Listing
 from binventory.data.splits import sibling_groups
-from binventory.data.text import printable, utf8
+from binventory.data.text import cell_text, printable, utf8
 from binventory.errors import InputError
 
 INDEX_SCHEMA = pa.schema(
@@ -101,9 +101,10 @@ def _items(ids: pa.ChunkedArray, scanned: pa.ChunkedArray) -> tuple[pa.Table, di
     asin = fields["asin"].dictionary_encode(null_encoding="encode")
     pairs = np.unique(np.stack([bin_of, asin.indices.to_numpy()], axis=1), axis=0)
     names: list[str] = asin.dictionary.to_pylist()
+    is_known = [cell_text(name) is not None for name in names]  # bins that lack an ASIN do not share one
     asins: list[Sequence[str]] = [()] * len(lists)
     for bin_number, of_bin in groupby(pairs.tolist(), key=itemgetter(0)):
-        asins[bin_number] = [names[code] for _, code in of_bin]
+        asins[bin_number] = [names[code] for _, code in of_bin if is_known[code]]
     is_unknown = pc.is_null(lists).to_numpy(zero_copy_only=False)
     facts = {
         "item_count": pa.array(counts, pa.int64(), mask=is_unknown),

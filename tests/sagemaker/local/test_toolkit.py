@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ def test_it_is_found_again(toolkit: Path) -> None:
     assert toolkit.is_file()
     assert toolkit.with_name("train").is_file()
     assert (toolkit.parent.parent / "complete").is_file()
+
+
+def test_what_it_shares_with_this_python_is_of_one_version(toolkit: Path) -> None:
+    """A job requires the tested versions, and the index may have newer ones."""
+    (own,) = toolkit.parent.parent.glob("lib/python*/site-packages")
+    there = {package.metadata["Name"]: package.version for package in metadata.distributions(path=[str(own)])}
+    assert {"boto3", "numpy"} <= there.keys()
+    here = {package.metadata["Name"]: package.version for package in reversed([*metadata.distributions()])}
+    shared = there.keys() & here.keys() - {"pip", "setuptools"}  # those of the venv itself
+    assert {name: there[name] for name in shared} == {name: here[name] for name in shared}
 
 
 @pytest.mark.long

@@ -1,6 +1,6 @@
 """The Python that runs jobs: AWS's training toolkit in an environment of its own.
 
-The toolkit pins packages otherwise than binventory does, so it is never installed beside it. Its environment sees the
+The toolkit is never installed beside binventory: it brings packages of its own. Its environment sees the
 packages of the one that started the control plane, behind its own: what a training image has (torch and so on) is there
 without a second copy.
 """
@@ -13,6 +13,7 @@ import shutil
 import site
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
@@ -32,13 +33,15 @@ def cache_folder() -> Path:
 def toolkit_python(cache: Path | None = None) -> Path:
     """Find or make the environment of the training toolkit and return its Python; making it takes 20 s and a network.
 
-    It is made once for a Python and its packages' folders; a second process waits for the first.
+    It is made once for a Python, its packages and their folders; a second process waits for the first. What the toolkit
+    needs is of the versions that are installed here: what a job requires is then there, and pip looks for nothing.
 
     Raises:
         InputError: pip could not install the toolkit, or the cache folder cannot be written to.
     """
     sites = site.getsitepackages()
-    key = hashlib.sha256("\n".join([REQUIREMENT, sys.version, *sites]).encode()).hexdigest()[:12]
+    versions = _installed()
+    key = hashlib.sha256("\n".join([REQUIREMENT, sys.version, *sites, *versions]).encode()).hexdigest()[:12]
     folder = ((cache or cache_folder()) / "sagemaker-toolkit" / key).absolute()
     python, is_complete = folder / "bin" / "python", folder / "complete"
     if is_complete.exists():
@@ -48,7 +51,7 @@ def toolkit_python(cache: Path | None = None) -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not is_complete.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-                _make(folder, python, sites)
+                _make(folder, python, sites, versions)
                 write_text(is_complete, REQUIREMENT + "\n")
     except OSError as error:
         reason = error.strerror or error
@@ -56,10 +59,21 @@ def toolkit_python(cache: Path | None = None) -> Path:
     return python
 
 
-def _make(folder: Path, python: Path, sites: list[str]) -> None:
+def _installed() -> list[str]:
+    """The packages of this Python, each as `name==version`; of two of one name the first, which is the one imported."""
+    found: dict[str, str] = {}
+    for package in metadata.distributions():
+        found.setdefault(package.metadata["Name"], package.version)
+    return sorted(f"{name}=={version}" for name, version in found.items() if name != "binventory")
+
+
+def _make(folder: Path, python: Path, sites: list[str], versions: list[str]) -> None:
     print(f"making the training toolkit's environment in {folder} (once, 20 s)", file=sys.stderr, flush=True)
     _call([sys.executable, "-m", "venv", str(folder)], folder)
-    _call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT], folder)
+    constraints = folder / "constraints.txt"
+    write_text(constraints, "".join(f"{version}\n" for version in versions))
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _call([*pip, "--constraint", str(constraints), REQUIREMENT], folder)
     (own,) = folder.glob("lib/python*/site-packages")
     # addsitedir, not a plain path: what those packages' own .pth files add (an editable install) is then seen too
     lines = [f"import site; site.addsitedir({path!r})" for path in sites]

@@ -56,7 +56,7 @@ def build(pack: Pack, bad: dict[int, str] | None = None) -> Any:
     return build_rows(pack, make, 1, "rows").rows
 
 
-def prune(cache_dir: Path, days: int = 0) -> tuple[int, str]:
+def prune(cache_dir: Path, days: object = 0) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["cache", "prune", "--cache-dir", str(cache_dir), "--unused-days", str(days)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
@@ -65,6 +65,14 @@ def prune(cache_dir: Path, days: int = 0) -> tuple[int, str]:
 def opened(pack: Pack) -> Any:
     rows = pack.open()
     return build(pack) if rows is None else rows
+
+
+@pytest.mark.parametrize("days", ["1000000", "1e300", "inf"])
+def test_no_number_of_days_is_too_many(days: str, tmp_path: Path) -> None:
+    pack = pack_in(tmp_path)
+    build(pack)
+    assert prune(tmp_path, days) == (0, "")
+    assert pack.open() is not None
 
 
 @KINDS

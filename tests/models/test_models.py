@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
@@ -409,3 +410,64 @@ def test_network_does_not_depend_on_the_memory_format() -> None:
         nchw = BinNetwork(backbone, Preprocessing(64), channels_last=False)(pixels)
         nhwc = BinNetwork(backbone, Preprocessing(64), channels_last=True)(pixels)
     assert torch.allclose(nchw, nhwc, atol=1e-4)
+
+
+def numpy_archive(network: nn.Module, path: Path) -> Path:
+    """Write the weights of a ViT under the names and in the order of axes that Google published them in."""
+    state = {key: value.numpy() for key, value in network.state_dict().items()}
+    heads = network.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
+    width = len(state["norm.weight"])
+    arrays = {
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for number in range(len(network.blocks)):  # type: ignore[arg-type]
+        ours, theirs = f"blocks.{number}", f"Transformer/encoderblock_{number}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_1"
+        for norm, place in (("norm1", 0), ("norm2", 2)):
+            arrays[f"{theirs}/LayerNorm_{place}/scale"] = state[f"{ours}.{norm}.weight"]
+            arrays[f"{theirs}/LayerNorm_{place}/bias"] = state[f"{ours}.{norm}.bias"]
+        for place, name in enumerate(("query", "key", "value")):
+            part = slice(place * width, (place + 1) * width)
+            arrays[f"{attention}/{name}/kernel"] = state[f"{ours}.attn.qkv.weight"][part].T.reshape(width, heads, -1)
+            arrays[f"{attention}/{name}/bias"] = state[f"{ours}.attn.qkv.bias"][part].reshape(heads, -1)
+        arrays[f"{attention}/out/kernel"] = state[f"{ours}.attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}/out/bias"] = state[f"{ours}.attn.proj.bias"]
+        for place in (0, 1):
+            arrays[f"{theirs}/MlpBlock_3/Dense_{place}/kernel"] = state[f"{ours}.mlp.fc{place + 1}.weight"].T
+            arrays[f"{theirs}/MlpBlock_3/Dense_{place}/bias"] = state[f"{ours}.mlp.fc{place + 1}.bias"]
+    np.savez(path, **arrays)
+    return path
+
+
+def test_numpy_archives_of_a_vit_are_loaded_and_the_head_is_new(tmp_path: Path) -> None:
+    trained = timm.create_model("test_vit", num_classes=5)
+    path = numpy_archive(trained, tmp_path / "vit.npz")
+    torch.manual_seed(1)
+    head = make_backbone("test_vit", "none", 5).state_dict()["head.weight"]
+    torch.manual_seed(1)
+    loaded = make_backbone("test_vit", str(path), 5).state_dict()
+    for key, value in trained.state_dict().items():
+        if not key.startswith("head."):
+            torch.testing.assert_close(loaded[key], value, rtol=0, atol=0)
+    assert torch.equal(loaded["head.weight"], head)  # the same number of outputs means nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("resnet18", {"a": np.zeros(1)}, "timm reads no .npz weights of resnet18"),
+        ("test_vit", {"a": np.zeros(1)}, "not weights of test_vit (ValueError"),
+        ("test_vit", {"a": np.array([print], dtype=object)}, "not weights of test_vit"),
+    ],
+)
+def test_numpy_archives_of_other_networks_are_named(name: str, content: Any, said: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **content)
+    with pytest.raises(InputError, match=re.escape(said)):
+        make_backbone(name, str(tmp_path / "x.npz"), 5)

@@ -22,7 +22,7 @@ LOCAL_READERS = tuple(
     f"binventory.data.sources.{name}"
     for name in ("bucket.BucketSource", "imagefolder.ImageFolderSource", "table.TableSource")
 )
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 FLOAT16_NEEDS_GPU = "trainer.precision=16-mixed: float16 training needs a GPU; take 32-true or bf16-mixed"
 OBJECTIVE_METRICS = ("accuracy", "cross_entropy", "loss", "rmse", "mae", "within_one", "expected_rmse", "ece")
 

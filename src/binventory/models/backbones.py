@@ -15,7 +15,7 @@ from binventory.data.sources.workers import aside
 from binventory.errors import ConfigError
 from binventory.models.stages import head_names, last_stage, name_of
 from binventory.models.timm_alone import check_model_name, check_weights_tag, timm
-from binventory.models.weight_files import load_weights, read_weights
+from binventory.models.weight_files import NUMPY_FILE, load_numpy_weights, load_weights, read_weights
 
 HUB_TIMEOUT_S = 10.0
 # A name can come from a bundle: it must not import or fetch whatever a stranger likes, as timm's hf-hub:… would.
@@ -47,6 +47,9 @@ def make_backbone(name: str, weights: str, num_outputs: int) -> nn.Module:
         return _create(name, num_outputs=num_outputs)
     if is_weight_file(weights):
         network = _create(name, num_outputs=num_outputs)
+        if weights.lower().endswith(NUMPY_FILE):
+            load_numpy_weights(network, Path(weights), name=name)
+            return network
         load_weights(network, read_weights(Path(weights)), source=f"model.weights={weights}", name=name)
         return network
     return _from_hub(name, weights, num_outputs)

@@ -28,6 +28,7 @@ ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_di
 PREFIXES = ("network.backbone.", "backbone.", "network.", "model.", "net.")
 # Counted by torch's BatchNorm since version 0.4.1, and by its averaged models: no weights.
 COUNTERS = ("num_batches_tracked", "n_averaged")
+NUMPY_FILE = ".npz"
 
 State = dict[str, Tensor]
 
@@ -61,11 +62,15 @@ def _tensors(values: Mapping[Any, Any]) -> State:
     return {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
 
 
-def _read(path: Path) -> Mapping[Any, Any]:
+def _require_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"model.weights={path}: no such file")
     if not path.is_file():
         raise InputError(f"model.weights={path}: not a file; name the file of weights itself")
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    _require_file(path)
     try:
         with open_limited(path, MAX_WEIGHTS_BYTES) as file:
             if path.name.lower().endswith(".safetensors"):
@@ -130,6 +135,39 @@ def load_weights(network: nn.Module, state: State, *, source: str, name: str) ->
     old_head = [f"{key} {tuple(value.shape)}" for key, value in state.items() if key.startswith(heads)]
     ignored = f", its classifier is ignored ({', '.join(old_head[:2])})" if old_head else ""
     log.info("%s: loaded %d tensors, new head%s", source, len(kept), ignored)
+
+
+def load_numpy_weights(network: nn.Module, path: Path, *, name: str) -> None:
+    """Copy the weights of a NumPy archive, as published for ViT and BiT, into everything but the head.
+
+    Args:
+        network: a timm model; those that have such files know how to read them.
+        path: the archive. Nothing in it is unpickled.
+        name: timm's name of the network.
+
+    Raises:
+        InputError: it cannot be read, belongs to another network, or is not finite.
+    """
+    _require_file(path)
+    load: Any = getattr(network, "load_pretrained", None)
+    if load is None:
+        raise InputError(
+            f"model.weights={path}: timm reads no {NUMPY_FILE} weights of {name}; name a .safetensors or .pth file"
+        )
+    heads = tuple(f"{prefix}." for prefix in head_names(network))
+    head = {key: value.clone() for key, value in network.state_dict().items() if key.startswith(heads)}
+    try:
+        with open_limited(path, MAX_WEIGHTS_BYTES):
+            load(str(path))
+    except Exception as error:
+        reason = printable(f"{type(error).__name__}: {error}".splitlines()[0], 200)
+        raise InputError(
+            f"model.weights={path}: not weights of {name} ({reason}); name the file of this network"
+        ) from error
+    network.load_state_dict(head, strict=False)
+    if not_finite := find_not_finite(network.state_dict()):
+        raise InputError(f"model.weights={path}: {not_finite} holds NaN or infinity; the file is damaged")
+    log.info("model.weights=%s: loaded by timm's reader of NumPy archives, new head", path)
 
 
 def _without_prefix(state: State, body: Mapping[str, Tensor], source: str) -> State:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from binventory.data.text import printable
 from binventory.files import locked_now
 
 KINDS = (PHOTOS, FEATURES)
+SECONDS_PER_DAY = 86_400
 _KEY = re.compile(r"[0-9a-f]{16}")
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{8}\.pruned")
 _NAMES = "|".join(re.escape(name) for name in (META, JOURNAL, LOCK, *(kind.file for kind in KINDS)))
@@ -72,7 +74,8 @@ def prune_caches(cache_dir: Path, unused_days: float) -> Pruned:
 
     One that a run has mapped or that is being built is kept, and so is one that is a link or has other files in it.
     """
-    latest = datetime.now(UTC) - timedelta(days=unused_days)
+    # Nothing was used before 1970, which is as far back as any number of days goes.
+    latest = datetime.fromtimestamp(max(0.0, time.time() - SECONDS_PER_DAY * unused_days), UTC)
     done = Pruned()
     for cached in list_caches(cache_dir):
         if cached.last_used > latest:

@@ -408,9 +408,11 @@ def exit_of(capsys: pytest.CaptureFixture[str], folder: Path, task: str, *overri
 
 
 def test_more_than_20000_photos_are_downloaded_only_when_confirmed(
-    s3_faults: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    s3_faults: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = {"1": [f"data/metadata/{number:06d}.json" for number in range(20_001)]}
+    assert mirror.MAX_UNCONFIRMED == 20_000
+    monkeypatch.setattr(mirror, "MAX_UNCONFIRMED", 2_000)  # as much is shown, in less time
+    listed = {"1": [f"data/metadata/{number:06d}.json" for number in range(2_001)]}
     (tmp_path / "list.json").write_text(json.dumps(listed))
     options = [
         "data=abid",
@@ -420,7 +422,7 @@ def test_more_than_20000_photos_are_downloaded_only_when_confirmed(
     ]
     code, said = exit_of(capsys, tmp_path, "prepare", *options)
     assert (code, said.count("\n")) == (2, 1)
-    assert "20,001 photos to download, about 1.3 GB, more than 20,000; set data.confirm_download=true" in said
+    assert "2,001 photos to download, about 0.1 GB, more than 2,000; set data.confirm_download=true" in said
     assert not s3_faults.gets, "nothing was requested"
     assert exit_of(capsys, tmp_path, "train", *options)[0] == 2
     assert not s3_faults.gets

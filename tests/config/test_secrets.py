@@ -42,6 +42,15 @@ SECRETS = [
     "HF_TOKEN",
     "azure_sas",
     "credentials",
+    "api_keys",
+    "apiKeys",
+    "access_tokens",
+    "SLACK_WEBHOOK_URL",
+    "DB_PW",
+    "AWS_CREDS",
+    "unlock_passcode",
+    "KAGGLE_KEY_V2",
+    "bearer",
 ]
 INNOCENT = [
     "monkey",
@@ -67,6 +76,10 @@ INNOCENT = [
     "design",
     "group",
     "seed",
+    "sort_keys",
+    "screds",
+    "hook",
+    "spw",
 ]
 
 

@@ -18,14 +18,18 @@ REDACTED = "<redacted>"
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # What follows them is no longer a part of what is named: access_key_id, KAGGLE_KEY_2.
-_AFTER_THE_LAST = ("id", "value", "base64", "prod", "dev", "test", "old", "new")
+_AFTER_THE_LAST = ("id", "value", "base64", "prod", "dev", "test", "old", "new", "v")
 # Wherever they stand in a name, and also at the end of a longer word: PGPASSWORD, authtoken.
 _ANYWHERE = (
-    *("password", "passwd", "passphrase", "secret", "token", "credential", "authorization"),
+    *("password", "passwd", "passphrase", "passcode", "secret", "token", "credential", "authorization", "webhook"),
     *("apikey", "accesskey", "privatekey", "secretkey", "authkey"),
 )
 # These mean other things as well: a secret where they end the name.
-SHORT_NAMES = {"key", "pat", "pwd", "pass", "pgpass", "auth", "dsn", "sig", "signature", "jwt", "otp", "cookie", "sas"}
+SHORT_NAMES = {
+    *("key", "pat", "pw", "pwd", "pass", "pgpass", "auth", "bearer", "creds", "dsn", "sig", "signature", "jwt", "otp"),
+    *("totp", "cookie", "sas"),
+}  # fmt: skip
+_PLURALS = ("passwords", "credentials", "secrets", "tokens", "webhooks")  # of texts: max_tokens=512 is a number
 _KEYS_ANYWHERE = {"api", "access", "private", "secret", "signing", "encryption", "account"}  # api_key_header
 _NO_SECRET_KEYS = {
     *("sort", "primary", "foreign", "public", "cache", "partition", "group", "index", "metric", "lookup", "dict"),
@@ -73,9 +77,9 @@ def is_secret_name(name: str, *, of_number: bool = False) -> bool:
         return words[-1].endswith(_ANYWHERE) or _ends_as_secret(words)
     pairs = itertools.pairwise(words)
     return (
-        any(word.endswith((*_ANYWHERE, "passwords", "credentials")) for word in words)
+        any(word.endswith((*_ANYWHERE, *_PLURALS)) for word in words)
         or _ends_as_secret(words)
-        or any(after == "key" and before in _KEYS_ANYWHERE for before, after in pairs)
+        or any(after in ("key", "keys") and before in _KEYS_ANYWHERE for before, after in pairs)
     )
 
 

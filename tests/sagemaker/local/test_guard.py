@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,6 +111,22 @@ def test_a_signature_holds_for_one_request(lab: Lab, service: str) -> None:
     assert send(url, method, path, wrong, body)[0] == 403
     if service == "sagemaker":
         assert send(url, method, path, right, b'{"MaxResults": 1}')[0] == 403, "another body"
+        untargeted = signed_headers(keys, method, f"{url}{path}", body, {}, service)
+        assert send(url, method, path, untargeted | LIST, body)[0] == 403, "another operation"
+
+
+@pytest.mark.parametrize("service", ["sagemaker", "s3"])
+def test_a_signature_is_valid_for_15_minutes(lab: Lab, service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = lab.plane.url if service == "sagemaker" else lab.plane.moto_url
+    method, path, wanted = ("POST", "/", LIST) if service == "sagemaker" else ("GET", f"/{BUCKET}", {})
+    body = b"{}" if service == "sagemaker" else b""
+    found = {}
+    for minutes in (-24 * 60, -16, -14, 14, 16, 24 * 60):
+        then = datetime.now(UTC) + timedelta(minutes=minutes)
+        monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_, then=then, **__: then.replace(tzinfo=None))
+        signed = signed_headers(lab.plane.keys, method, f"{url}{path}", body, wanted, service)
+        found[minutes] = send(url, method, path, signed, body)[0]
+    assert found == {-24 * 60: 403, -16: 403, -14: 200, 14: 200, 16: 403, 24 * 60: 403}
 
 
 @pytest.mark.parametrize("service", ["sagemaker", "s3"])

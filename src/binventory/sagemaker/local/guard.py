@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.message import Message
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,7 @@ BODY_S, MIN_BYTES_PER_S = 30.0, 64 << 10
 SEND_S = 600.0
 DRAIN_S, DRAIN_BYTES = 2.0, 1 << 20
 NAMES = ("127.0.0.1", "localhost")
+MAX_SKEW_S = 900.0  # a signature is valid this long, as AWS has it
 
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 Credential=([^/,\s]+)/(\d{8})/([^/,\s]+)/([^/,\s]+)/aws4_request,\s*"
@@ -229,6 +231,7 @@ def _check_signature(
     from botocore.credentials import Credentials
 
     needed = {"host", "x-amz-date"} | ({"x-amz-content-sha256"} if signed.is_s3 else set())
+    needed |= {"x-amz-target"} & {name.lower() for name in headers}
     values = {name: ",".join(headers.get_all(name) or []) for name in signed.names}
     date = headers.get("X-Amz-Date", "")
     if needed <= values.keys() and re.fullmatch(r"\d{8}T\d{6}Z", date) and date.startswith(signed.date):
@@ -239,10 +242,21 @@ def _check_signature(
         canonical = auth.canonical_request(request)
         expected = auth.signature(auth.string_to_sign(request, canonical), request)
         if hmac.compare_digest(expected.encode(), signed.signature.encode()):
+            _check_time(date)
             return
     raise RefusedError(
         403, "SignatureDoesNotMatch", "InvalidSignatureException", "The signature is not that of this request"
     )
+
+
+def _check_time(date: str) -> None:
+    try:
+        signed_at = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:  # the 32nd of a month
+        signed_at = 0.0
+    if abs(time.time() - signed_at) > MAX_SKEW_S:
+        message = f"The request was signed at {date}, more than {MAX_SKEW_S / 60:.0f} minutes from now"
+        raise RefusedError(403, "RequestTimeTooSkewed", "InvalidSignatureException", message)
 
 
 def _length(headers: Message, max_bytes: int) -> int:

@@ -23,7 +23,7 @@ def test_what_it_shares_with_this_python_is_of_one_version(toolkit: Path) -> Non
     there = {package.metadata["Name"]: package.version for package in metadata.distributions(path=[str(own)])}
     assert {"boto3", "numpy"} <= there.keys()
     here = {package.metadata["Name"]: package.version for package in reversed([*metadata.distributions()])}
-    shared = there.keys() & here.keys() - {"pip", "setuptools"}  # those of the venv itself
+    shared = there.keys() & here.keys() - {"pip"}  # the venv's own
     assert {name: there[name] for name in shared} == {name: here[name] for name in shared}
 
 

@@ -315,6 +315,8 @@ def test_problem_of_a_table_is_shown_without_its_terminal_codes(tmp_path: Path) 
 
 def test_reasons_are_what_bins_share_and_few() -> None:
     assert reason_of("s3://bins/a.jpg: gave up after 3 attempts: HTTP 500") == "gave up after 3 attempts"
+    both = "s3://bins/a.jpg: access denied (HTTP 403); s3://bins/a.json: access denied (HTTP 403)"
+    assert reason_of(both) == "access denied (HTTP 403)"
     assert reason_of("no photo at its path: /a: b.jpg") == "no photo at its path"
     assert reason_of("empty file") == "empty file"
     lines = reason_lines({f"reason {number:02d}": ["1", "2", "3", "4"] for number in range(12)})

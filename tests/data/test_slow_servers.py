@@ -170,7 +170,7 @@ def test_empty_pages_in_between_are_none_of_the_listings_end() -> None:
 def test_redirect_without_a_region_is_one_line(tmp_path: Path) -> None:
     body = "<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>"
     (tmp_path / "list.json").write_text('{"1": ["data/metadata/1.json"]}')
-    for answer_body in (body, ""):
+    for answer_body in (body, "", "<html>moved</html>"):
         with odd_server(lambda request, said=answer_body: send(request, 301, said)) as url:
             for options in ({}, {"file_list": str(tmp_path / "list.json")}):
                 with pytest.raises(InputError, match=r"the bucket lies in another region; set s3\.region"):

@@ -174,9 +174,12 @@ def reason_lines(ids_of: Mapping[str, list[str]]) -> list[str]:
 
 
 def reason_of(problem: str) -> str:
-    """Return the part of a "reason: detail" that bins share; in "s3://BUCKET/KEY: reason" the place comes first."""
+    """Return the part of a "reason: detail" that bins share; in "s3://BUCKET/KEY: reason" the place comes first.
+
+    Of several such, for a bin's photo and metadata, it is the first one's.
+    """
     head, _, rest = problem.partition(": ")
-    return reason_of(rest) if head.startswith("s3://") and rest else head
+    return reason_of(rest).partition("; s3://")[0] if head.startswith("s3://") and rest else head
 
 
 def _pairs(numbers: Mapping[Any, int]) -> str:

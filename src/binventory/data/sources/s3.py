@@ -56,7 +56,7 @@ WHOLE_BUCKET = {  # no object of the bucket would fare better
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
     **dict.fromkeys(
         ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "302", "307", "308"),
-        "the bucket lies in another region; set s3.region",
+        "the bucket lies in another region; set s3.region or s3.endpoint_url",
     ),
 }
 
@@ -468,7 +468,9 @@ def _in_words(send: Callable[[], T], by_get: Callable[[], T]) -> T:
 
 
 def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+    """S3's code; the HTTP status where the answer has none, as a page of HTML."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+    return str(error.response.get("Error", {}).get("Code") or status)
 
 
 def _transient_reason(error: Any, code: str, uri: str) -> str:
@@ -479,8 +481,12 @@ def _transient_reason(error: Any, code: str, uri: str) -> str:
     if code in REFUSED:
         raise AccessDeniedError(f"access denied (HTTP {status})") from error
     if code not in TRANSIENT and status < 500 and status != 429:
-        raise ObjectError(f"HTTP {status} {code}") from error
-    return f"HTTP {status} {code}" if code != str(status) else f"HTTP {status}"
+        raise ObjectError(_shown(status, code)) from error
+    return _shown(status, code)
+
+
+def _shown(status: int, code: str) -> str:
+    return f"HTTP {status}" if code == str(status) else f"HTTP {status} {code}"
 
 
 def _connection_reason(error: Exception, uri: str) -> str:

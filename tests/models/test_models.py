@@ -471,3 +471,9 @@ def test_numpy_archives_of_other_networks_are_named(name: str, content: Any, sai
     np.savez(tmp_path / "x.npz", **content)
     with pytest.raises(InputError, match=re.escape(said)):
         make_backbone(name, str(tmp_path / "x.npz"), 5)
+
+
+def test_a_file_of_safetensors_by_another_ending_is_not_taken_for_objects(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"torch\.save did not write it; a file of safetensors has to end in"):
+        make_backbone("resnet18", str(tmp_path / "x.pth"), 5)

@@ -92,8 +92,12 @@ def _reason(path: Path, error: Exception) -> str:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except Exception:  # noqa: BLE001  whatever a hostile file provokes
             names = []
-        shown = f": {printable(', '.join(sorted(names)[:5]), 200)}" if names else ""
-        return f"it holds objects other than tensors{shown}; save its state dict alone, with torch.save, and name that"
+        if not names:
+            return "it is damaged, or torch.save did not write it; a file of safetensors has to end in .safetensors"
+        shown = printable(", ".join(sorted(names)[:5]), 200)
+        return (
+            f"it holds objects other than tensors: {shown}; save its state dict alone, with torch.save, and name that"
+        )
     return printable((str(error) or type(error).__name__).splitlines()[0], 200)
 
 

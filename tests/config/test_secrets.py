@@ -44,7 +44,6 @@ SECRETS = [
     "credentials",
     "api_keys",
     "apiKeys",
-    "access_tokens",
     "SLACK_WEBHOOK_URL",
     "DB_PW",
     "AWS_CREDS",
@@ -107,6 +106,13 @@ def test_a_number_is_one_by_the_end_of_its_name() -> None:
     plain = {"token": 1234567, "token_width": 64, "max_tokens": 512, "password": 1, "use_token": True}
     assert redact(plain) == plain | {"token": REDACTED, "password": REDACTED}
     assert redact_text("max_tokens=512,token=1234567") == f"max_tokens=512,token={REDACTED}"
+
+
+@pytest.mark.parametrize("value", ["true", "False", "null"])
+def test_what_is_no_text_is_none(value: str) -> None:
+    """Else an override like it could not be given again on resume."""
+    for text in (f"logger.mine.use_token={value}", f"+logger.mine.api_key={value}", f"a: 1, token: {value}"):
+        assert redact_text(text) == text
 
 
 def test_harmless_variables() -> None:

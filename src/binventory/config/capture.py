@@ -47,6 +47,7 @@ _VALUE = re.compile(
 )
 _REFERENCE = re.compile(r"['\"]?\$\{oc\.env:\w+\}['\"]?")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+_NO_TEXT = re.compile(r"true|false|null", re.I)  # of a config; a value that is one of these is no secret
 _SECRET_VALUE = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 # Shorter values of the environment are too likely to be words of any text; these names say where a secret lies.
 _MIN_ENVIRONMENT_SECRET = 8
@@ -89,7 +90,8 @@ def _redact_text(text: str, *, hides_values: bool) -> str:
     if match := re.match(r"^([+~]*[\w./@-]+)=(.+)$", text):
         key, value = match.groups()
         name = key.lstrip("+~").rsplit(".", 1)[-1]
-        if is_secret_name(name, of_number=_NUMBER.fullmatch(value) is not None) and not _REFERENCE.fullmatch(value):
+        is_shown = _REFERENCE.fullmatch(value) or _NO_TEXT.fullmatch(value)
+        if not is_shown and is_secret_name(name, of_number=_NUMBER.fullmatch(value) is not None):
             return f"{key}={REDACTED}"
     for secret in [*secret_variables(_MIN_ENVIRONMENT_SECRET), *(hidden_values() if hides_values else ())]:
         if secret in text:  # not within a word: a short one is a part of many
@@ -106,7 +108,7 @@ def _redact_assigned(text: str) -> str:
     parts, end = [], 0
     for name in _NAME.finditer(text):
         value = _VALUE.match(text, name.end())
-        if name.start() < end or value is None or _REFERENCE.fullmatch(value[0]):
+        if name.start() < end or value is None or _REFERENCE.fullmatch(value[0]) or _NO_TEXT.fullmatch(value[0]):
             continue
         # "sig: SIGTERM", "auth: basic": after one short word a colon says less than a sign of equality
         is_word = "=" not in name[3] and name[2].lower() in SHORT_NAMES

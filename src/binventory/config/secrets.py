@@ -29,7 +29,7 @@ SHORT_NAMES = {
     *("key", "pat", "pw", "pwd", "pass", "pgpass", "auth", "bearer", "creds", "dsn", "sig", "signature", "jwt", "otp"),
     *("totp", "cookie", "sas"),
 }  # fmt: skip
-_PLURALS = ("passwords", "credentials", "secrets", "tokens", "webhooks")  # of texts: max_tokens=512 is a number
+_PLURALS = ("passwords", "credentials", "secrets", "webhooks")  # not tokens: max_tokens
 _KEYS_ANYWHERE = {"api", "access", "private", "secret", "signing", "encryption", "account"}  # api_key_header
 _NO_SECRET_KEYS = {
     *("sort", "primary", "foreign", "public", "cache", "partition", "group", "index", "metric", "lookup", "dict"),

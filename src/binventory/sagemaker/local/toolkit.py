@@ -74,8 +74,8 @@ def _make(folder: Path, python: Path, sites: list[str], versions: list[str]) -> 
     write_text(constraints, "".join(f"{version}\n" for version in versions))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # not the venv's own setuptools, which torch refuses
-    own = [version for version in versions if version.startswith("setuptools==")]
-    _call([*pip, "--constraint", str(constraints), *own, REQUIREMENT], folder)
+    same = [version for version in versions if version.startswith("setuptools==")]
+    _call([*pip, "--constraint", str(constraints), *same, REQUIREMENT], folder)
     (own,) = folder.glob("lib/python*/site-packages")
     # addsitedir, not a plain path: what those packages' own .pth files add (an editable install) is then seen too
     lines = [f"import site; site.addsitedir({path!r})" for path in sites]

@@ -149,10 +149,11 @@ def check_the_library_reads_them(stdout: list[str]) -> None:
 
 
 def test_the_charts_are_those_that_runs_log(wandb_server: WandbServer) -> None:
+    from binventory.data.preprocess import Preprocessing
     from binventory.tracking.wandb_media import test_media as media_of_test_set
 
     with wandb.init(project="bins", settings=wandb.Settings(silent=True, console="off")) as run:
-        run.log(media_of_test_set(ROWS, ["", ""], PER_COUNT, 0))
+        run.log(media_of_test_set(ROWS, ["", ""], PER_COUNT, 0, Preprocessing(224)))
     logged = wandb_server.runs[run.id].internal["visualize"]
     command("--project", "bins", "--no-report")
     panels = panels_of_view(saved(wandb_server, "project-view"))["Errors"]

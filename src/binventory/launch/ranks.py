@@ -130,7 +130,7 @@ def _logging() -> dict[str, str]:
     from hydra.core.hydra_config import HydraConfig  # only here: ranks themselves do without Hydra
     from omegaconf import OmegaConf
 
-    if not HydraConfig.initialized():
+    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
         return {}
     node: Any = HydraConfig.get()
     verbose = OmegaConf.to_container(node.verbose) if OmegaConf.is_list(node.verbose) else node.verbose

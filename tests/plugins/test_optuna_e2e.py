@@ -31,15 +31,17 @@ def started(workplace: Path, *overrides: str) -> Iterator[Path]:
     command = [sys.executable, str(ROOT / "train.py"), "-m", *SWEEP, *overrides]
     process = subprocess.Popen(command, cwd=workplace, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        wait_until(
-            lambda: set(workplace.glob("outputs/sweeps/*/sweep.json")) != {f / "sweep.json" for f in known}, process
-        )
-        (folder,) = {path.parent for path in workplace.glob("outputs/sweeps/*/sweep.json")} - known
+        wait_until(lambda: bool(_sweeps(workplace) - known), process)
+        (folder,) = _sweeps(workplace) - known
         yield folder
         assert process.poll() is None, "it ended before it could be killed"
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def _sweeps(workplace: Path) -> set[Path]:
+    return {path.parent for path in workplace.glob("outputs/sweeps/*/sweep.json")}
 
 
 def wait_until(

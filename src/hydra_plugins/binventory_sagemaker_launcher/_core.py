@@ -345,6 +345,7 @@ def _facts(submission: Submission) -> dict[str, Any]:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Take back the folder that asking for its name made."""
+    """Take back the folder that resolving its name made, and those above it that hold nothing else: outputs/sweeps."""
     with suppress(OSError):
-        folder.rmdir()
+        for path in (folder, *list(folder.parents)[:2]):
+            path.rmdir()

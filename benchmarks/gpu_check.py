@@ -161,10 +161,10 @@ class Check:
 
     def predicted(self, run: Path, device: str) -> Path:
         """Predict the run's test photos; return the folder."""
-        with (run / "predictions.csv").open(newline="") as file, Path("test.csv").open("w", newline="") as table:
+        with Path("test.csv").open("w", newline="") as table:
             rows = csv.writer(table)
             rows.writerow(["path", "id"])
-            rows.writerows([Path(row["path"]).absolute(), row["id"]] for row in csv.DictReader(file))
+            rows.writerows([Path(row["path"]).absolute(), row["id"]] for row in rows_of(run / "predictions.csv"))
         return run_folder("predict", [f"run={run}", "input=test.csv", f"accelerator={device}", "contact_sheet=0"])
 
     # Images per second
@@ -185,8 +185,7 @@ class Check:
         """Train some epochs; the first does not count."""
         number, size, batch, epochs = (40, 64, 8, 2) if self.options.tiny else (4096, 224, 256, 8)
         run = run_folder("train", [*random_photos(number, size), *plain(model, size, batch, epochs, self.options)])
-        with (run / "metrics.csv").open(newline="") as file:
-            later = [float(row["seconds"]) for row in csv.DictReader(file)][1:]
+        later = [float(row["seconds"]) for row in rows_of(run / "metrics.csv")][1:]
         photos = num_trained(run)
         per_second = round(photos / statistics.median(later), 1)
         row = {"model": model, "image_size": size, "batch_size": batch, "num_photos": photos, "epochs": epochs}

@@ -101,14 +101,19 @@ def _memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def replaced(path: Path, kind: str) -> Path:
+    """Put what is no file of ours in the place of one."""
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    KINDS[kind](path)
+    return path
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file_is_not_read(reader: str, kind: str, sent: Path) -> None:
     name, read = READERS[reader]
-    path = sent / name
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)
-    KINDS[kind](path)
+    replaced(sent / name, kind)
     with contextlib.suppress(UserError):  # or it goes without, as who reads on while a run is written does
         read(sent)
 
@@ -117,10 +122,7 @@ def test_what_is_no_file_is_not_read(reader: str, kind: str, sent: Path) -> None
 @pytest.mark.parametrize("reader", ["status", "config", "sweep", "job", "training job", "checkpoint", "weights"])
 def test_and_one_line_names_it(reader: str, kind: str, sent: Path) -> None:
     name, read = READERS[reader]
-    path = sent / name
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)
-    KINDS[kind](path)
+    path = replaced(sent / name, kind)
     with pytest.raises(UserError) as error:
         read(sent)
     assert str(path) in one_line(error.value)

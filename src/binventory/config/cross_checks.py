@@ -271,10 +271,12 @@ def _s3_uri(config: Any) -> None:
 
 
 def _check_list(key: str, location: str | None) -> None:
+    if location is None:  # the default, which need not import what reads lists
+        return
     from binventory.data.sources.file_list import REPORT_LIST
     from binventory.data.sources.web import check_url, is_url
 
-    if location is not None and is_url(location):
+    if is_url(location):
         try:
             check_url(location)
         except InputError as error:
